@@ -1,0 +1,125 @@
+"""Argument checks shared by ops and losses: each error names the argument, what it got, what it takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def shape_of(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
+
+
+def check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    check_tensor(name, tensor)
+    if tensor.dtype not in FLOATING:
+        raise TypeError(
+            f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}"
+        )
+
+
+def check_integer(name: str, tensor: Tensor) -> None:
+    check_tensor(name, tensor)
+    if tensor.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise TypeError(f"{name} must hold integers, got {tensor.dtype}")
+
+
+def check_matrix(name: str, tensor: Tensor, columns: int | None = None) -> None:
+    """A floating (rows, columns) matrix, with `columns` columns if given."""
+    check_floating(name, tensor)
+    if tensor.dim() != 2 or tensor.shape[1] == 0:
+        raise ValueError(f"{name} must have shape (rows, dim), got {shape_of(tensor)}")
+    if columns is not None and tensor.shape[1] != columns:
+        raise ValueError(f"{name} must have dim {columns}, got shape {shape_of(tensor)}")
+
+
+def check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
+    check_tensor(name, tensor)
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {shape_of(tensor)}")
+
+
+def check_mask(name: str, mask: Tensor | None, shape: Sequence[int]) -> None:
+    if mask is None:
+        return
+    check_tensor(name, mask)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"{name} must be a bool tensor, got {mask.dtype}")
+    check_shape(name, mask, shape)
+
+
+def check_same_device(**tensors: Tensor | None) -> None:
+    """All tensors given lie on the device of the first."""
+    given = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
+    first_name, first = given[0]
+    for name, tensor in given[1:]:
+        if tensor.device != first.device:
+            raise ValueError(
+                f"{name} is on {tensor.device} but {first_name} on {first.device}; "
+                "move them to one device"
+            )
+
+
+def check_same_dtype(**tensors: Tensor | None) -> None:
+    given = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
+    first_name, first = given[0]
+    for name, tensor in given[1:]:
+        if tensor.dtype != first.dtype:
+            raise TypeError(f"{name} is {tensor.dtype} but {first_name} is {first.dtype}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """A finite number > 0. A symbolic float (torch.compile) passes: it was checked when traced."""
+    if isinstance(value, torch.SymFloat):
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be finite and > 0, got {value}")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_labels(name: str, labels: Tensor, num_classes: int, ignore_index: int | None) -> None:
+    """Every label is a class 0 … num_classes − 1 or `ignore_index`.
+
+    Read on the CPU only: elsewhere the look would wait for the device. Skipped while compiling.
+    """
+    check_integer(name, labels)
+    if labels.device.type != "cpu" or labels.numel() == 0 or torch.compiler.is_compiling():
+        return
+    low, high = (int(bound) for bound in torch.aminmax(labels))
+    if 0 <= low and high < num_classes:
+        return
+    wrong = (labels < 0) | (labels >= num_classes)
+    if ignore_index is not None:
+        wrong &= labels != ignore_index
+    if bool(wrong.any()):
+        allowed = "" if ignore_index is None else f" or {ignore_index} (ignored)"
+        value = int(labels[wrong][0])
+        raise ValueError(f"{name} must be 0 … {num_classes - 1}{allowed}, found {value}")
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """No NaN and no infinity; looked at where one cheap pass shows it (CPU, not compiling)."""
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    total = tensor.detach().sum(dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32)
+    if not math.isfinite(float(total)):
+        finite = torch.isfinite(tensor)
+        if not bool(finite.all()):
+            bad = int((~finite).sum())
+            raise ValueError(f"{name} holds {bad} NaN or infinite values of {tensor.numel()}")

@@ -1,0 +1,226 @@
+"""Which backend runs an op: backends register kernels here, ops resolve them here.
+
+A backend is declared with the module that holds its kernels; the module is imported when a tensor on
+one of its devices is first met, so that importing the library loads no compiled code and no driver.
+Such a module offers ``unavailable(device_type) -> str | None``: why it cannot serve tensors on that
+kind of device, or None.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+Kernel = Callable[..., Any]
+KernelT = TypeVar("KernelT", bound=Kernel)
+
+ENVIRONMENT_VARIABLE = "ACTION_KERNELS_BACKEND"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A set of kernels: its name, the module that registers them and the devices it is chosen for."""
+
+    name: str
+    module: str
+    devices: frozenset[str] | None  # None: every device
+
+    def serves(self, device_type: str) -> bool:
+        return self.devices is None or device_type in self.devices
+
+
+@dataclass(frozen=True)
+class _Registration:
+    run: Kernel
+    dtypes: frozenset[torch.dtype] | None  # None: every floating dtype
+
+
+_backends: dict[str, Backend] = {}
+_kernels: dict[tuple[str, str], _Registration] = {}
+_forced: str | None = None
+_resolved: dict[tuple[str, str, torch.dtype, str | None], Kernel] = {}
+_reported: set[str] = set()
+
+
+def declare(name: str, module: str, devices: frozenset[str] | None) -> None:
+    """Add a backend; those declared first are preferred."""
+    _backends[name] = Backend(name, module, devices)
+
+
+def register(
+    op: str, backend: str, dtypes: frozenset[torch.dtype] | None = None
+) -> Callable[[KernelT], KernelT]:
+    """Register the decorated function as the kernel of `op` in `backend`, for `dtypes` (None: all)."""
+
+    def add(function: KernelT) -> KernelT:
+        _kernels[op, backend] = _Registration(function, dtypes)
+        return function
+
+    return add
+
+
+def resolve(op: str, tensor: torch.Tensor) -> Kernel:
+    """The kernel that runs `op` on the device and dtype of `tensor`.
+
+    A backend that was asked for (`use_backend`) but has no kernel for the op or dtype leaves it to
+    the next one; one that cannot be used at all raises RuntimeError.
+    """
+    key = (op, tensor.device.type, tensor.dtype, requested_backend())
+    kernel = _resolved.get(key)
+    if kernel is None:
+        kernel = _resolved[key] = _search(*key)[1]
+    return kernel
+
+
+def backend_of(op: str, device_type: str, dtype: torch.dtype) -> str:
+    """Name of the backend that `resolve` would choose."""
+    return _search(op, device_type, dtype, requested_backend())[0]
+
+
+def requested_backend() -> str | None:
+    """The backend asked for by `use_backend` or the environment, or None for the automatic choice."""
+    if _forced is not None:
+        return _forced
+    name = os.environ.get(ENVIRONMENT_VARIABLE, "auto").strip().lower() or "auto"
+    if name == "auto":
+        return None
+    _check_known(name, ENVIRONMENT_VARIABLE)
+    return name
+
+
+def unavailable(name: str, device_type: str) -> str | None:
+    """Why backend `name` cannot serve tensors on `device_type`, or None if it can."""
+    try:
+        module = importlib.import_module(_backends[name].module)
+    except Exception as error:  # a broken installation must not break the others
+        return f"{type(error).__name__}: {error}"
+    reason: str | None = module.unavailable(device_type)
+    return reason
+
+
+def backends() -> tuple[Backend, ...]:
+    """All declared backends, preferred first."""
+    return tuple(_backends.values())
+
+
+def operations() -> tuple[str, ...]:
+    """Names of all kernels that the imported backends have registered, sorted."""
+    return tuple(sorted({op for op, _ in _kernels}))
+
+
+class use_backend:  # noqa: N801 - reads as a function; it is one that also serves in `with`
+    """Choose the backend of every op in this process: ``"auto"``, ``"reference"``, ``"cpu"``, …
+
+    Called as a function it lasts; in a ``with`` statement it is undone at the end. The choice holds
+    for all threads, because autograd runs backward passes in threads of its own.
+
+    Raises:
+        ValueError: the name is unknown; the message lists the known backends.
+        RuntimeError: the backend cannot be used here; the message says why and lists those that can.
+    """
+
+    def __init__(self, name: str) -> None:
+        global _forced
+        self._previous = _forced
+        if name != "auto":
+            _check_known(name, "backend")
+            _check_usable(name)
+        _forced = None if name == "auto" else name
+
+    def __enter__(self) -> use_backend:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        global _forced
+        _forced = self._previous
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Undo every registration made inside: for tests that declare backends of their own."""
+    saved = dict(_backends), dict(_kernels), dict(_resolved), _forced
+    try:
+        yield
+    finally:
+        _restore(*saved)
+
+
+def _restore(
+    saved_backends: dict[str, Backend],
+    saved_kernels: dict[tuple[str, str], _Registration],
+    saved_resolved: dict[tuple[str, str, torch.dtype, str | None], Kernel],
+    forced: str | None,
+) -> None:
+    global _forced
+    for target, saved in (
+        (_backends, saved_backends),
+        (_kernels, saved_kernels),
+        (_resolved, saved_resolved),
+    ):
+        target.clear()  # type: ignore[attr-defined]
+        target.update(saved)  # type: ignore[attr-defined]
+    _forced = forced
+
+
+def _check_known(name: str, argument: str) -> None:
+    if name not in _backends:
+        raise ValueError(f"{argument} is {name!r}; known are: auto, {', '.join(_backends)}")
+
+
+def _usable_on_some_device(name: str) -> str | None:
+    """None if the backend serves at least one kind of device here, else the reason of the last."""
+    devices = _backends[name].devices or frozenset({"cpu"})
+    reason = None
+    for device_type in sorted(devices | {"cpu"}):
+        reason = unavailable(name, device_type)
+        if reason is None:
+            return None
+    return reason
+
+
+def _check_usable(name: str) -> None:
+    reason = _usable_on_some_device(name)
+    if reason is not None:
+        usable = [other for other in _backends if _usable_on_some_device(other) is None]
+        raise RuntimeError(
+            f"backend {name!r} cannot be used here: {reason}. Available: {', '.join(usable)}"
+        )
+
+
+def _search(
+    op: str, device_type: str, dtype: torch.dtype, requested: str | None
+) -> tuple[str, Kernel]:
+    if requested is not None:
+        reason = unavailable(requested, device_type)
+        if reason is not None:
+            raise RuntimeError(
+                f"{op}: backend {requested!r} cannot serve tensors on {device_type!r}: {reason}"
+            )
+    order = [backend.name for backend in _backends.values() if backend.serves(device_type)]
+    if requested is not None:
+        order = [requested, *(name for name in order if name != requested)]
+    for name in order:
+        reason = unavailable(name, device_type)
+        if reason is not None:
+            _report(name, reason)
+            continue
+        registration = _kernels.get((op, name))
+        if registration and (registration.dtypes is None or dtype in registration.dtypes):
+            return name, registration.run
+    raise NotImplementedError(f"{op}: no backend has a kernel for {dtype} on {device_type!r}")
+
+
+def _report(name: str, reason: str) -> None:
+    """Say once that a backend which should serve this device does not."""
+    if name not in _reported:
+        _reported.add(name)
+        warnings.warn(
+            f"action_kernels: backend {name!r} is not used: {reason}", RuntimeWarning, stacklevel=4
+        )
