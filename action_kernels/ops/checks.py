@@ -23,9 +23,7 @@ def check_tensor(name: str, value: object) -> None:
 def check_floating(name: str, tensor: Tensor) -> None:
     check_tensor(name, tensor)
     if tensor.dtype not in FLOATING:
-        raise TypeError(
-            f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}"
-        )
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
 
 
 def check_integer(name: str, tensor: Tensor) -> None:
@@ -102,7 +100,7 @@ def check_labels(name: str, labels: Tensor, num_classes: int, ignore_index: int 
     if labels.device.type != "cpu" or labels.numel() == 0 or torch.compiler.is_compiling():
         return
     low, high = (int(bound) for bound in torch.aminmax(labels))
-    if 0 <= low and high < num_classes:
+    if low >= 0 and high < num_classes:
         return
     wrong = (labels < 0) | (labels >= num_classes)
     if ignore_index is not None:
@@ -117,7 +115,9 @@ def check_finite(name: str, tensor: Tensor) -> None:
     """No NaN and no infinity; looked at where one cheap pass shows it (CPU, not compiling)."""
     if tensor.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    total = tensor.detach().sum(dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32)
+    total = tensor.detach().sum(
+        dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    )
     if not math.isfinite(float(total)):
         finite = torch.isfinite(tensor)
         if not bool(finite.all()):

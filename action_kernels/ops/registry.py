@@ -99,7 +99,7 @@ def unavailable(name: str, device_type: str) -> str | None:
     """Why backend `name` cannot serve tensors on `device_type`, or None if it can."""
     try:
         module = importlib.import_module(_backends[name].module)
-    except Exception as error:  # a broken installation must not break the others
+    except Exception as error:  # noqa: BLE001 - a broken installation must not break the others
         return f"{type(error).__name__}: {error}"
     reason: str | None = module.unavailable(device_type)
     return reason
@@ -115,7 +115,7 @@ def operations() -> tuple[str, ...]:
     return tuple(sorted({op for op, _ in _kernels}))
 
 
-class use_backend:  # noqa: N801 - reads as a function; it is one that also serves in `with`
+class use_backend:  # lower case: a function that also serves in a `with` statement
     """Choose the backend of every op in this process: ``"auto"``, ``"reference"``, ``"cpu"``, …
 
     Called as a function it lasts; in a ``with`` statement it is undone at the end. The choice holds

@@ -1,0 +1,14 @@
+"""The obvious PyTorch version of every op: the oracle, and the fallback everywhere.
+
+float64 stays float64; half precision is computed in float32. A kernel family a file.
+"""
+
+from __future__ import annotations
+
+from action_kernels.backends.reference import pairwise_lse, prepare_rows
+
+__all__ = ["pairwise_lse", "prepare_rows", "unavailable"]
+
+
+def unavailable(device_type: str) -> str | None:
+    return None

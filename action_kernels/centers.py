@@ -1,0 +1,187 @@
+"""Class centres on the unit sphere, running class means, and the allocation of centres to classes."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+
+from action_kernels.ops import checks
+from action_kernels.ops.prepare_rows import MINIMUM_NORM, prepare_rows
+from action_kernels.pixels import labelled_rows
+
+ENUMERATED_CLASSES = 8  # up to here all permutations are compared on the device: 8! × 8 sums
+OBJECTIVES = ("distance", "cosine")
+
+
+def class_centers(
+    num_classes: int,
+    dim: int,
+    *,
+    temperature: float = 0.1,
+    steps: int = 2000,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """K unit vectors in R^d as far apart as they can be (ACTION++, eq. 3).
+
+    The minimiser of ``Σ_c log Σ_c' exp(ψ_c · ψ_c' / τ)``. For ``dim ≥ num_classes − 1`` it is the
+    regular simplex, ψ_c · ψ_c' = −1/(K−1), built in closed form (in the first K−1 coordinates); below,
+    it is found by gradient descent.
+
+    Args:
+        num_classes: K ≥ 1.
+        dim: d ≥ 1.
+        temperature, steps: of the gradient descent.
+        generator: of its start; None starts from a fixed seed.
+
+    Returns:
+        (K, d) float32.
+    """
+    for name, value in (("num_classes", num_classes), ("dim", dim)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number ≥ 1, got {value!r}")
+    checks.check_positive("temperature", temperature)
+    if num_classes == 1:
+        return torch.eye(1, dim)
+    if dim >= num_classes - 1:
+        return _simplex(num_classes, dim).float()
+    return _spread_out(num_classes, dim, temperature, steps, generator).float()
+
+
+def _simplex(num_classes: int, dim: int) -> Tensor:
+    """Rows: the unit basis of R^K less its mean, in an orthonormal basis of that hyperplane."""
+    centers = torch.zeros(num_classes, dim, dtype=torch.float64)
+    for i in range(1, num_classes):  # column i − 1: the i-th Helmert contrast
+        length = math.sqrt(i * (i + 1))
+        centers[:i, i - 1] = 1 / length
+        centers[i, i - 1] = -i / length
+    return centers * math.sqrt(num_classes / (num_classes - 1))
+
+
+@torch.enable_grad()
+def _spread_out(
+    num_classes: int, dim: int, temperature: float, steps: int, generator: torch.Generator | None
+) -> Tensor:
+    generator = generator or torch.Generator().manual_seed(0)
+    start = torch.randn(num_classes, dim, dtype=torch.float64, generator=generator)
+    free = start.requires_grad_()
+    optimizer = torch.optim.Adam([free], lr=0.05)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        center_energy(torch.nn.functional.normalize(free), temperature).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    return torch.nn.functional.normalize(free.detach())
+
+
+def center_energy(centers: Tensor, temperature: float = 0.1) -> Tensor:
+    """``Σ_c log Σ_c' exp(ψ_c · ψ_c' / τ)`` of unit rows (K, d): what the centres minimise (eq. 3)."""
+    return (centers @ centers.T / temperature).logsumexp(1).sum()
+
+
+def allocate_centers(
+    centers: Tensor, class_means: Tensor, *, objective: str = "distance"
+) -> Tensor:
+    """The centre of each class: ``π* = argmin_π Σ_c ‖ψ_π(c) − φ̄_c‖`` (ACTION++, eq. 4).
+
+    Up to eight classes all permutations are compared on the device, without waiting for it; above,
+    `scipy.optimize.linear_sum_assignment` solves the assignment on the CPU. Classes whose mean is
+    zero (not seen yet) take what is left.
+
+    Args:
+        centers: (K, d) unit rows.
+        class_means: (K, d) running mean directions.
+        objective: ``"distance"``, or ``"cosine"`` to maximise Σ_c ψ_π(c) · φ̄_c as the published
+            implementation does.
+
+    Returns:
+        (K,) int64 π, a permutation: ``centers[π]`` has the centre of class c in row c.
+    """
+    checks.check_matrix("centers", centers)
+    checks.check_matrix("class_means", class_means)
+    checks.check_shape("class_means", class_means, centers.shape)
+    checks.check_same_device(centers=centers, class_means=class_means)
+    checks.check_choice("objective", objective, OBJECTIVES)
+    cost = _allocation_cost(centers.detach().double(), class_means.detach().double(), objective)
+    if centers.shape[0] <= ENUMERATED_CLASSES:
+        return _cheapest_permutation(cost)
+    return _linear_sum_assignment(cost)
+
+
+def _allocation_cost(centers: Tensor, class_means: Tensor, objective: str) -> Tensor:
+    """(K, K): cost of giving class c (row) the centre c' (column)."""
+    products = class_means @ centers.T
+    if objective == "cosine":
+        return -products
+    squares = class_means.square().sum(1, keepdim=True) + centers.square().sum(1) - 2 * products
+    return squares.clamp(min=0).sqrt()
+
+
+def _cheapest_permutation(cost: Tensor) -> Tensor:
+    num_classes = cost.shape[0]
+    permutations = _permutations(num_classes, cost.device)
+    classes = torch.arange(num_classes, device=cost.device)
+    return permutations[cost[classes, permutations].sum(1).argmin()]
+
+
+@functools.lru_cache(maxsize=16)
+def _permutations(num_classes: int, device: torch.device) -> Tensor:
+    """(K!, K), kept on the device: 2.5 MB for eight classes."""
+    return torch.tensor(list(itertools.permutations(range(num_classes))), device=device)
+
+
+def _linear_sum_assignment(cost: Tensor) -> Tensor:
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ImportError as error:
+        raise ImportError(
+            f"allocating {cost.shape[0]} centers (more than {ENUMERATED_CLASSES}) needs scipy: "
+            "pip install scipy"
+        ) from error
+    _, columns = linear_sum_assignment(cost.cpu().numpy())
+    return torch.as_tensor(columns, dtype=torch.int64, device=cost.device)
+
+
+class RunningClassMeans(nn.Module):
+    """The running mean direction of each class on the unit sphere (ACTION++, eq. 4).
+
+    ``φ̄_c ← normalise(momentum · φ̄_c + (1 − momentum) · φ̄_c(B))``; a class absent from the batch keeps
+    its mean, a class seen for the first time takes the batch's.
+
+    Buffers: `means` (K, d), zero until a class is seen.
+    """
+
+    means: Tensor
+
+    def __init__(self, num_classes: int, dim: int, momentum: float = 0.9) -> None:
+        super().__init__()
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+        self.momentum = momentum
+        self.register_buffer("means", torch.zeros(num_classes, dim))
+
+    @torch.no_grad()
+    def update(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        *,
+        mask: Tensor | None = None,
+        ignore_index: int = -1,
+        normalize: bool = True,
+    ) -> None:
+        """Take in a batch: `features` (n, d) or (B, d, *spatial), `labels` (n,) or (B, *spatial)."""
+        num_classes = self.means.shape[0]
+        batch = labelled_rows(
+            features.detach(), labels, num_classes=num_classes, mask=mask,
+            ignore_index=ignore_index, normalize=normalize,
+        )  # fmt: skip
+        class_sums, _ = batch.class_sums(num_classes)
+        batch_means = prepare_rows(class_sums, dtype=self.means.dtype)  # zero where absent
+        blended = self.momentum * self.means + (1 - self.momentum) * batch_means
+        present = batch_means.norm(dim=1, keepdim=True) > MINIMUM_NORM
+        self.means.copy_(torch.where(present, prepare_rows(blended), self.means))

@@ -1,0 +1,70 @@
+"""Anatomical temperature schedule (ATS): ACTION++, eq. 6, and the schedules it is compared with."""
+
+from __future__ import annotations
+
+import math
+import random
+
+from action_kernels.ops import checks
+
+SCHEDULES = ("cosine", "fixed", "step", "random", "oscillating")
+
+
+class AnatomicalTemperature:
+    """The temperature of an iteration: ``τ_t = τ⁻ + ½ (1 + cos(2πt / T)) (τ⁺ − τ⁻)`` (eq. 6).
+
+    High temperatures favour the differences between groups, low ones those between single pixels.
+
+    Args:
+        total_iterations: of the training.
+        low, high: τ⁻ and τ⁺, 0 < low ≤ high.
+        schedule: ``"cosine"`` as above; ``"fixed"``: τ⁻ throughout; ``"step"``: τ⁺ in the first half
+            of each period and τ⁻ in the second; ``"oscillating"``: linear from τ⁺ to τ⁻ and back in
+            each period; ``"random"``: uniform in [τ⁻, τ⁺], a fixed number for each iteration and seed.
+        period: T / total_iterations, > 0.
+        seed: of the random schedule.
+    """
+
+    def __init__(
+        self,
+        total_iterations: int,
+        low: float = 0.1,
+        high: float = 1.0,
+        schedule: str = "cosine",
+        period: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        checks.check_choice("schedule", schedule, SCHEDULES)
+        for name, value in (
+            ("total_iterations", total_iterations), ("low", low), ("high", high), ("period", period)
+        ):  # fmt: skip
+            checks.check_positive(name, value)
+        if low > high:
+            raise ValueError(f"low must not exceed high, got low={low}, high={high}")
+        self.total_iterations, self.low, self.high = total_iterations, low, high
+        self.schedule, self.period, self.seed = schedule, period, seed
+
+    def __call__(self, iteration: int) -> float:
+        """τ at `iteration` (0 … total_iterations − 1; later iterations go on in the same way)."""
+        if iteration < 0:
+            raise ValueError(f"iteration must be ≥ 0, got {iteration}")
+        return self.low + self._height(iteration) * (self.high - self.low)
+
+    def _height(self, iteration: int) -> float:
+        """Where between low (0) and high (1) the schedule stands."""
+        if self.schedule == "fixed":
+            return 0.0
+        if self.schedule == "random":
+            return random.Random(f"{self.seed}:{iteration}").random()
+        phase = iteration / (self.period * self.total_iterations) % 1.0
+        if self.schedule == "step":
+            return 1.0 if phase < 0.5 else 0.0
+        if self.schedule == "oscillating":
+            return abs(1 - 2 * phase)
+        return 0.5 * (1 + math.cos(2 * math.pi * phase))
+
+    def __repr__(self) -> str:
+        return (
+            f"AnatomicalTemperature(total_iterations={self.total_iterations}, low={self.low}, "
+            f"high={self.high}, schedule={self.schedule!r}, period={self.period})"
+        )
