@@ -34,7 +34,8 @@ class SampledHead(nn.Module):
 
     def __init__(self, channels: Sequence[int], dim: int, spatial_dims: int) -> None:
         super().__init__()
-        checks.check_choice("spatial_dims", spatial_dims, (2, 3))
+        if spatial_dims not in _CONVOLUTIONS:
+            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}")
         if not channels or any(c < 1 for c in channels):
             raise ValueError(f"channels must be positive, one a level, got {tuple(channels)}")
         if dim < 1:

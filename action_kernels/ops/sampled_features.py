@@ -1,0 +1,113 @@
+"""`sampled_features`: the upsampled 3×3(×3) neighbourhoods of a feature map, at chosen pixels only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from action_kernels.ops import checks, registry
+from action_kernels.ops.autograd import refuse_second_derivatives
+
+
+def sampled_features(features: Tensor, index: Tensor, size: Sequence[int]) -> Tensor:
+    """What a 3×3(×3) convolution would read at the pixels `index` of the upsampled map.
+
+    The map is upsampled to `size` (linear in every axis, ``align_corners=True``) and padded by one
+    zero pixel on every side, as a 3×3(×3) convolution with padding 1 sees it; of that, only the
+    neighbourhoods of the asked-for pixels are ever computed.
+
+    Args:
+        features: (B, C, *map_size), map_size of 2 or 3 axes, none longer than in `size`; float16,
+            bfloat16, float32 or float64.
+        index: (M,) int64, flat pixels in (B, *size) order. A negative one marks an absent pixel: its
+            neighbourhood is zero and it passes no gradient.
+        size: of the upsampled map.
+
+    Returns:
+        (M, 3^axes, C) in the features' dtype; neighbours in the order of the flattened kernel of a
+        convolution (last axis fastest). Differentiable once, with respect to the features.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit, or (looked at on the CPU only) an index lies
+        beyond the map; elsewhere such an index counts as absent.
+    """
+    checks.check_floating("features", features)
+    axes = features.dim() - 2
+    if axes not in (2, 3):
+        raise ValueError(
+            f"features must have shape (batch, channels, *size) with 2 or 3 axes in size, "
+            f"got {checks.shape_of(features)}"
+        )
+    if len(size) != axes or any(a < b for a, b in zip(size, features.shape[2:], strict=True)):
+        raise ValueError(
+            f"size must have {axes} axes, none shorter than those of features "
+            f"{checks.shape_of(features)}, got {tuple(size)}"
+        )
+    check_pixel_index("index", index, features.shape[0] * torch.Size(size).numel())
+    checks.check_same_device(features=features, index=index)
+    return torch.ops.action_kernels.sampled_features(features, index, list(size))
+
+
+def check_pixel_index(name: str, index: Tensor, pixels: int) -> None:
+    """(M,) int64 below `pixels`; the values are read on the CPU only, and not while compiling."""
+    checks.check_tensor(name, index)
+    if index.dtype != torch.int64 or index.dim() != 1:
+        raise TypeError(
+            f"{name} must be an int64 tensor of shape (M,), "
+            f"got {index.dtype} of shape {checks.shape_of(index)}"
+        )
+    if index.device.type != "cpu" or index.numel() == 0 or torch.compiler.is_compiling():
+        return
+    highest = int(index.max())
+    if highest >= pixels:
+        raise ValueError(f"{name} must be below the number of pixels, {pixels}, found {highest}")
+
+
+@torch.library.custom_op("action_kernels::sampled_features", mutates_args=())
+def _forward(features: Tensor, index: Tensor, size: Sequence[int]) -> Tensor:
+    kernel = registry.resolve("sampled_features_forward", features)
+    neighbourhoods: Tensor = kernel(features, index, size)
+    return neighbourhoods
+
+
+@_forward.register_fake
+def _(features: Tensor, index: Tensor, size: Sequence[int]) -> Tensor:
+    return features.new_empty((index.shape[0], 3 ** len(size), features.shape[1]))
+
+
+@torch.library.custom_op("action_kernels::sampled_features_backward", mutates_args=())
+def _backward(
+    grad_neighbourhoods: Tensor, index: Tensor, shape: Sequence[int], size: Sequence[int]
+) -> Tensor:
+    """The adjoint: the gradient of a map of `shape` (contiguous), in the gradient's dtype."""
+    kernel = registry.resolve("sampled_features_backward", grad_neighbourhoods)
+    gradient: Tensor = kernel(grad_neighbourhoods, index, shape, size)
+    return gradient
+
+
+@_backward.register_fake
+def _(
+    grad_neighbourhoods: Tensor, index: Tensor, shape: Sequence[int], size: Sequence[int]
+) -> Tensor:
+    return grad_neighbourhoods.new_empty(shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    features, index, size = inputs
+    ctx.save_for_backward(index)
+    ctx.shape, ctx.size = features.shape, size
+
+
+def _differentiate(ctx: Any, grad_neighbourhoods: Tensor) -> tuple[Any, ...]:
+    (index,) = ctx.saved_tensors
+    gradient = torch.ops.action_kernels.sampled_features_backward(
+        grad_neighbourhoods, index, list(ctx.shape), ctx.size
+    )
+    return gradient, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)
+refuse_second_derivatives(_backward, "sampled_features")
