@@ -2,6 +2,7 @@
 
 from action_kernels.ops.pairwise_lse import pairwise_lse
 from action_kernels.ops.prepare_rows import prepare_rows
+from action_kernels.ops.sample_pixels import sample_pixels
 from action_kernels.ops.sampled_features import sampled_features
 
-__all__ = ["pairwise_lse", "prepare_rows", "sampled_features"]
+__all__ = ["pairwise_lse", "prepare_rows", "sample_pixels", "sampled_features"]

@@ -5,9 +5,14 @@ float64 stays float64; half precision is computed in float32. A kernel family a 
 
 from __future__ import annotations
 
-from action_kernels.backends.reference import pairwise_lse, prepare_rows, sampled_features
+from action_kernels.backends.reference import (
+    pairwise_lse,
+    prepare_rows,
+    sample_pixels,
+    sampled_features,
+)
 
-__all__ = ["pairwise_lse", "prepare_rows", "sampled_features", "unavailable"]
+__all__ = ["pairwise_lse", "prepare_rows", "sample_pixels", "sampled_features", "unavailable"]
 
 
 def unavailable(device_type: str) -> str | None:

@@ -14,7 +14,9 @@ from action_kernels.ops.registry import register
 def prepare_rows_forward(
     features: Tensor, mask: Tensor | None, normalize: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    x = clean(features.flatten(2).transpose(1, 2).flatten(0, 1) if features.dim() > 2 else features, mask)
+    x = clean(
+        features.flatten(2).transpose(1, 2).flatten(0, 1) if features.dim() > 2 else features, mask
+    )
     if normalize:
         norms = x.norm(dim=1)
         factors = (1 / norms).where(norms >= MINIMUM_NORM, 0)

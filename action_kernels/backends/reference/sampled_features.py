@@ -18,7 +18,9 @@ from action_kernels.ops.pairwise_lse import accumulation_dtype
 from action_kernels.ops.registry import register
 
 
-def _axis_window(position: Tensor, coarse: int, fine: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _axis_window(
+    position: Tensor, coarse: int, fine: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Of one axis: the coarse rows (M, w) a pixel's taps read, and the taps' weights (M, 3, w) on them.
 
     Tap p of the fine axis reads the coarse axis at p·(coarse − 1)/(fine − 1), in exact arithmetic.

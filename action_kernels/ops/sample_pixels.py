@@ -1,0 +1,141 @@
+"""`sample_pixels`: uniform draws among the pixels of every class, or among its hard ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from action_kernels.ops import checks, registry
+
+MAXIMUM_PIXELS = 2**31 - 1
+MAXIMUM_DRAWS = 2**32
+
+
+def sample_pixels(
+    scores: Tensor | None,
+    labels: Tensor,
+    num_samples: int,
+    *,
+    num_classes: int,
+    threshold: float | None = None,
+    mask: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    from_logits: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Draw `num_samples` pixels of every class, uniformly and with replacement.
+
+    The candidates of class c are its pixels (label c, not masked out); with a `threshold` only the
+    hard ones, whose confidence in their own class is below it (ACTION++: θ_s). Shapes are fixed by
+    the arguments and nothing waits for the device, so the call can be captured in a CUDA graph.
+
+    The draws are a function of one 64-bit seed that is taken from `generator` when called, and are the
+    same on every backend, but for pixels whose confidence equals the threshold to rounding.
+
+    Args:
+        scores: (B, K, *spatial) logits, or probabilities if `from_logits` is False; float16, bfloat16,
+            float32 or float64. May be None without a threshold. A NaN among a pixel's logits, or as its
+            own-class probability, makes it no candidate. No gradient passes.
+        labels: (B, *spatial), integers. A pixel whose label is not in 0 … K − 1 is never a candidate.
+        num_samples: Q ≥ 0, draws per class.
+        num_classes: K.
+        threshold: in (0, 1], or None for all pixels of a class.
+        mask: (B, *spatial) bool, True for the pixels that may be drawn.
+        generator: of the seed; None takes the default generator of the labels' device.
+        from_logits: whether `scores` are logits (softmax taken on the fly) or probabilities.
+
+    Returns:
+        Flat indices (K, Q) int64 in (B, *spatial) order, and the number of candidates (K,) int64. A
+        class without a candidate has −1 in all its indices, and the count 0.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message names it.
+    """
+    checks.check_integer("labels", labels)
+    if labels.dim() == 0 or labels.numel() > MAXIMUM_PIXELS:
+        raise ValueError(
+            f"labels must have shape (batch, *spatial) and at most {MAXIMUM_PIXELS} pixels, "
+            f"got {checks.shape_of(labels)}"
+        )
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    if not 0 <= num_samples * num_classes <= MAXIMUM_DRAWS:
+        raise ValueError(
+            f"num_samples must be ≥ 0 and num_samples · num_classes at most {MAXIMUM_DRAWS}, "
+            f"got {num_samples} · {num_classes}"
+        )
+    checks.check_mask("mask", mask, labels.shape)
+    if threshold is not None:
+        _check_threshold(threshold, scores, labels, num_classes)
+    checks.check_same_device(labels=labels, mask=mask)
+    index, counts = torch.ops.action_kernels.sample_pixels(
+        None if scores is None or threshold is None else scores.detach(),
+        labels,
+        mask,
+        _draw_seed(labels.device, generator),
+        num_samples,
+        num_classes,
+        0.0 if threshold is None else float(threshold),
+        from_logits,
+    )
+    return index, counts
+
+
+def _check_threshold(
+    threshold: float, scores: Tensor | None, labels: Tensor, num_classes: int
+) -> None:
+    checks.check_positive("threshold", threshold)
+    if threshold > 1:
+        raise ValueError(f"threshold must be in (0, 1], got {threshold}")
+    if scores is None:
+        raise ValueError("threshold needs scores: logits, or probabilities with from_logits=False")
+    checks.check_floating("scores", scores)
+    checks.check_shape("scores", scores, (labels.shape[0], num_classes, *labels.shape[1:]))
+    checks.check_same_device(labels=labels, scores=scores)
+
+
+def _draw_seed(device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """(1,) int64 on `device`, without waiting for it."""
+    source = device if generator is None else generator.device
+    seed = torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=source)
+    return seed.to(device, non_blocking=True)
+
+
+@torch.library.custom_op("action_kernels::sample_pixels", mutates_args=())
+def _op(
+    scores: Tensor | None,
+    labels: Tensor,
+    mask: Tensor | None,
+    seed: Tensor,
+    num_samples: int,
+    num_classes: int,
+    threshold: float,
+    from_logits: bool,
+) -> tuple[Tensor, Tensor]:
+    """Indices (K, Q) and counts (K,), both int64.
+
+    Every backend draws the same pixels: with n_c candidates in class c, draw q of it is the candidate
+    of rank ⌊u · n_c / 2³²⌋ in ascending flat order, u being the first word of Philox 4×32-10 with
+    `seed` (1,) int64 as its 64-bit key and (c · Q + q, 0, 0, 0) as its counter. (Over n_c candidates
+    the probabilities differ by no more than n_c / 2³² of themselves.) Without scores every pixel of a
+    class is a candidate; with them those of confidence < `threshold`.
+    """
+    kernel = registry.resolve("sample_pixels", labels if scores is None else scores)
+    index_and_counts: tuple[Tensor, Tensor] = kernel(
+        scores, labels, mask, seed, num_samples, num_classes, threshold, from_logits
+    )
+    return index_and_counts
+
+
+@_op.register_fake
+def _(
+    scores: Tensor | None,
+    labels: Tensor,
+    mask: Tensor | None,
+    seed: Tensor,
+    num_samples: int,
+    num_classes: int,
+    threshold: float,
+    from_logits: bool,
+) -> tuple[Tensor, Tensor]:
+    index = labels.new_empty((num_classes, num_samples), dtype=torch.int64)
+    return index, labels.new_empty(num_classes, dtype=torch.int64)

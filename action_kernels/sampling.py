@@ -1,0 +1,122 @@
+"""Which pixels the losses look at: queries among hard pixels, negatives by class similarity."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from action_kernels.ops import checks, sample_pixels
+
+__all__ = ["class_relation", "draw_negatives", "sample_pixels"]
+
+
+def class_relation(
+    prototypes: Tensor, present: Tensor | None = None, *, temperature: float = 0.5
+) -> Tensor:
+    """Probability that a negative of class c (row) is taken from class c' (column).
+
+    softmax over c' ≠ c of cos(prototype_c, prototype_c') / temperature: the more similar a class, the
+    more of the negatives it gives (ACTION++, anatomical contrast).
+
+    Args:
+        prototypes: (K, d), one a class; rows of absent classes are not used.
+        present: (K,) bool, the classes to draw from; None: all.
+        temperature: > 0.
+
+    Returns:
+        (K, K) float64, each row summing to 1, or 0 throughout where there is no other class. No
+        gradient passes.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message names it.
+    """
+    checks.check_matrix("prototypes", prototypes)
+    checks.check_positive("temperature", temperature)
+    num_classes = prototypes.shape[0]
+    checks.check_mask("present", present, (num_classes,))
+    checks.check_same_device(prototypes=prototypes, present=present)
+    rows = prototypes.detach().to(torch.float64)
+    allowed = ~torch.eye(num_classes, dtype=torch.bool, device=rows.device)
+    if present is not None:
+        rows = rows.where(present[:, None], 0)
+        allowed = allowed & present
+    rows = torch.nn.functional.normalize(rows, dim=1, eps=1e-12)
+    similarity = (rows @ rows.T / temperature).masked_fill(~allowed, -torch.inf)
+    return similarity.softmax(1).nan_to_num(0)  # a row of −inf alone gives NaN
+
+
+def draw_negatives(
+    prototypes: Tensor,
+    labels: Tensor,
+    num_negatives: int,
+    *,
+    num_queries: int | None = None,
+    mask: Tensor | None = None,
+    temperature: float = 0.5,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Negatives for the queries of every class: first their class, then a pixel of that class.
+
+    The class is drawn from `class_relation` among the classes that have a pixel, the pixel uniformly
+    among that class's pixels, both with replacement. By default the queries of a class share its
+    negatives: each query still sees `num_negatives` independent draws of the same distribution, so the
+    expected loss is the same, while K · num_negatives pixels need a representation and not
+    K · num_queries · num_negatives. With `num_queries` every query has draws of its own. Nothing
+    waits for the device.
+
+    Args:
+        prototypes: (K, d), one a class; those of classes without a pixel are not used.
+        labels: (B, *spatial), integers; a pixel whose label is not in 0 … K − 1 is never drawn.
+        num_negatives: k ≥ 0, per query.
+        num_queries: q, for draws of their own; None for draws shared within a class.
+        mask: (B, *spatial) bool, True for the pixels that may be drawn.
+        temperature: of the class relation.
+        generator: on the device of the labels; None takes the default one.
+
+    Returns:
+        (K, k), or (K, q, k) with `num_queries`: int64, flat pixels in (B, *spatial) order; −1 in the
+        rows of a class when no other class has a pixel. (A class without a pixel of its own still has
+        a row: it has no queries to use it.)
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message names it.
+    """
+    checks.check_matrix("prototypes", prototypes)
+    checks.check_same_device(prototypes=prototypes, labels=labels)
+    if num_negatives < 0 or (num_queries is not None and num_queries < 0):
+        raise ValueError(
+            f"num_negatives and num_queries must be ≥ 0, got {num_negatives} and {num_queries}"
+        )
+    num_classes = prototypes.shape[0]
+    draws = num_negatives * (1 if num_queries is None else num_queries)
+    # One pixel of every class for each draw; the draw takes that of its own class. Draw j of all
+    # classes looks at the same pixels, so classes are coupled, but the draws of one class are not.
+    pixels, counts = sample_pixels(
+        None, labels, draws, num_classes=num_classes, mask=mask, generator=generator
+    )
+    relation = class_relation(prototypes, counts > 0, temperature=temperature)
+    classes = _draw_columns(relation, draws, generator)
+    negatives = pixels.gather(0, classes.clamp(min=0)).where(classes >= 0, -1)
+    return (
+        negatives
+        if num_queries is None
+        else negatives.view(num_classes, num_queries, num_negatives)
+    )
+
+
+def _draw_columns(probabilities: Tensor, draws: int, generator: torch.Generator | None) -> Tensor:
+    """(K, draws) int64: columns drawn by each row's probabilities, −1 for a row of zeros.
+
+    By inversion of the cumulative sums: torch.multinomial would make a row of zeros an error.
+    """
+    cumulative = probabilities.cumsum(1)
+    total = cumulative[:, -1:]
+    uniform = torch.rand(
+        (probabilities.shape[0], draws),
+        dtype=cumulative.dtype, device=cumulative.device, generator=generator,
+    )  # fmt: skip
+    # side right: a column without probability repeats its predecessor's sum and is never the first
+    # above. A product rounded up to the total would run past the last column that can be drawn.
+    columns = torch.searchsorted(cumulative, uniform * total, right=True)
+    last = (cumulative < total).sum(1, keepdim=True)
+    return columns.minimum(last).where(total > 0, -1)
