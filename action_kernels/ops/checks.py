@@ -123,3 +123,19 @@ def check_finite(name: str, tensor: Tensor) -> None:
         if not bool(finite.all()):
             bad = int((~finite).sum())
             raise ValueError(f"{name} holds {bad} NaN or infinite values of {tensor.numel()}")
+
+
+def check_index(name: str, index: Tensor, limit: int) -> None:
+    """int64 positions below `limit`; a negative one means "none".
+
+    The values are read on the CPU only: elsewhere the look would wait for the device. Skipped while
+    compiling.
+    """
+    check_tensor(name, index)
+    if index.dtype != torch.int64:
+        raise TypeError(f"{name} must be an int64 tensor, got {index.dtype}")
+    if index.device.type != "cpu" or index.numel() == 0 or torch.compiler.is_compiling():
+        return
+    highest = int(index.max())
+    if highest >= limit:
+        raise ValueError(f"{name} must be below {limit}, found {highest}")

@@ -46,24 +46,11 @@ def sampled_features(features: Tensor, index: Tensor, size: Sequence[int]) -> Te
             f"size must have {axes} axes, none shorter than those of features "
             f"{checks.shape_of(features)}, got {tuple(size)}"
         )
-    check_pixel_index("index", index, features.shape[0] * torch.Size(size).numel())
+    checks.check_index("index", index, features.shape[0] * torch.Size(size).numel())
+    if index.dim() != 1:
+        raise ValueError(f"index must have shape (M,), got {checks.shape_of(index)}")
     checks.check_same_device(features=features, index=index)
     return torch.ops.action_kernels.sampled_features(features, index, list(size))
-
-
-def check_pixel_index(name: str, index: Tensor, pixels: int) -> None:
-    """(M,) int64 below `pixels`; the values are read on the CPU only, and not while compiling."""
-    checks.check_tensor(name, index)
-    if index.dtype != torch.int64 or index.dim() != 1:
-        raise TypeError(
-            f"{name} must be an int64 tensor of shape (M,), "
-            f"got {index.dtype} of shape {checks.shape_of(index)}"
-        )
-    if index.device.type != "cpu" or index.numel() == 0 or torch.compiler.is_compiling():
-        return
-    highest = int(index.max())
-    if highest >= pixels:
-        raise ValueError(f"{name} must be below the number of pixels, {pixels}, found {highest}")
 
 
 @torch.library.custom_op("action_kernels::sampled_features", mutates_args=())

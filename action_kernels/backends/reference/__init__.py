@@ -6,13 +6,21 @@ float64 stays float64; half precision is computed in float32. A kernel family a 
 from __future__ import annotations
 
 from action_kernels.backends.reference import (
+    indexed_lse,
     pairwise_lse,
     prepare_rows,
     sample_pixels,
     sampled_features,
 )
 
-__all__ = ["pairwise_lse", "prepare_rows", "sample_pixels", "sampled_features", "unavailable"]
+__all__ = [
+    "indexed_lse",
+    "pairwise_lse",
+    "prepare_rows",
+    "sample_pixels",
+    "sampled_features",
+    "unavailable",
+]
 
 
 def unavailable(device_type: str) -> str | None:
