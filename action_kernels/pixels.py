@@ -24,11 +24,13 @@ def outside_autocast(loss: LossT) -> LossT:
     """Run `loss` with autocast off: sums of a loss are float32, the products keep the inputs' dtype."""
 
     @functools.wraps(loss)
-    def wrapper(first: Tensor, *args: object, **kwargs: object) -> Tensor:
-        if not isinstance(first, Tensor) or not torch.is_autocast_enabled(first.device.type):
-            return loss(first, *args, **kwargs)
-        with torch.autocast(first.device.type, enabled=False):
-            return loss(first, *args, **kwargs)
+    def wrapper(*args: object, **kwargs: object) -> Tensor:
+        given = (*args, *kwargs.values())
+        device = next((value.device.type for value in given if isinstance(value, Tensor)), "cpu")
+        if not torch.is_autocast_enabled(device):
+            return loss(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return loss(*args, **kwargs)
 
     return wrapper  # type: ignore[return-value]
 

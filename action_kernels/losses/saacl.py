@@ -150,13 +150,17 @@ def _combine(
     positives: str,
 ) -> Tensor:
     """Loss of each anchor (n,); 0 where lse is −inf, that is where there is no key at all."""
-    lse = lse.where(lse > -torch.inf, center.detach())
+    has_key = lse > -torch.inf
+    lse = lse.where(has_key, 0)
     positive_term = count * lse - positive_sum
     center_term = center_weight * (lse - center)
     if positives == "balanced":
-        return positive_term / count.clamp(min=1) + center_term
-    total = positive_term + center_term
-    return total / (count + 1) if positives == "mean" else total
+        values = positive_term / count.clamp(min=1) + center_term
+    elif positives == "mean":
+        values = (positive_term + center_term) / (count + 1)
+    else:
+        values = positive_term + center_term
+    return values.where(has_key, 0)
 
 
 def _queue_rows(

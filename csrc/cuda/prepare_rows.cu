@@ -1,0 +1,244 @@
+// Rows of unit norm from a matrix or a channels-first map, and the way back.
+#include <cstdint>
+
+#include "device.cuh"
+
+namespace ak {
+namespace {
+
+constexpr float kMinimumNorm = 1e-12f;
+constexpr int kWarp = 32;
+constexpr int kWarpsPerBlock = 8;
+constexpr int kTile = 32;  // pixels and channels of a transposed tile
+
+__device__ float warp_sum(float x) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(~0u, x, offset);
+  return x;
+}
+
+__device__ float row_factor(float square_sum, bool normalize) {
+  if (!normalize) return 1.0f;
+  const float norm = sqrtf(square_sum);
+  return norm >= kMinimumNorm ? 1.0f / norm : 0.0f;
+}
+
+// ---- matrices (n, d): a warp a row ----
+
+template <typename In, typename Out>
+__global__ void rows_forward(const In *x, int64_t n, int64_t d, const uint8_t *mask, bool normalize,
+                             Out *rows, float *factors) {
+  const int lane = threadIdx.x % kWarp;
+  const int64_t row = int64_t(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
+  if (row >= n) return;
+  const bool valid = mask == nullptr || mask[row];
+  float sum = 0.0f;
+  if (valid && normalize) {
+    for (int64_t c = lane; c < d; c += kWarp) {
+      const float value = to_float(x[row * d + c]);
+      sum += value * value;
+    }
+    sum = warp_sum(sum);
+  }
+  const float factor = valid ? row_factor(sum, normalize) : 0.0f;
+  for (int64_t c = lane; c < d; c += kWarp) {
+    // a row left out may hold NaN: it is not read
+    const float value = factor != 0.0f ? to_float(x[row * d + c]) * factor : 0.0f;
+    rows[row * d + c] = from_float<Out>(value);
+  }
+  if (lane == 0) factors[row] = factor;
+}
+
+template <typename In, typename Out>
+__global__ void rows_backward(const Out *grad_rows, const In *x, const float *factors, int64_t n,
+                              int64_t d, bool normalize, In *grad_x) {
+  const int lane = threadIdx.x % kWarp;
+  const int64_t row = int64_t(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
+  if (row >= n) return;
+  const float factor = factors[row];
+  float dot = 0.0f;  // r . g
+  if (factor != 0.0f && normalize) {
+    for (int64_t c = lane; c < d; c += kWarp)
+      dot += to_float(grad_rows[row * d + c]) * to_float(x[row * d + c]) * factor;
+    dot = warp_sum(dot);
+  }
+  for (int64_t c = lane; c < d; c += kWarp) {
+    float value = 0.0f;
+    if (factor != 0.0f) {
+      value = to_float(grad_rows[row * d + c]);
+      if (normalize) value -= to_float(x[row * d + c]) * factor * dot;
+      value *= factor;
+    }
+    grad_x[row * d + c] = from_float<In>(value);
+  }
+}
+
+// ---- maps (batch, d, spatial): a block a tile of pixels; tiles are transposed in shared memory so
+// that both sides are read and written along their contiguous axis ----
+
+__device__ float sum_over_warps(float partial, float (&shared)[kWarpsPerBlock][kTile]) {
+  shared[threadIdx.y][threadIdx.x] = partial;
+  __syncthreads();
+  float sum = 0.0f;
+  for (int w = 0; w < kWarpsPerBlock; ++w) sum += shared[w][threadIdx.x];
+  __syncthreads();
+  return sum;
+}
+
+template <typename In, typename Out>
+__global__ void map_forward(const In *x, int64_t d, int64_t spatial, const uint8_t *mask,
+                            bool normalize, Out *rows, float *factors) {
+  __shared__ float partial[kWarpsPerBlock][kTile];
+  __shared__ float tile[kTile][kTile + 1];
+  const int64_t image = blockIdx.y;
+  const int64_t first = int64_t(blockIdx.x) * kTile;
+  const int64_t pixel = first + threadIdx.x;
+  const bool valid =
+      pixel < spatial && (mask == nullptr || mask[image * spatial + pixel]);
+  const In *column = x + image * d * spatial + pixel;
+  float sum = 0.0f;
+  if (valid && normalize) {
+    for (int64_t c = threadIdx.y; c < d; c += kWarpsPerBlock) {
+      const float value = to_float(column[c * spatial]);
+      sum += value * value;
+    }
+  }
+  sum = sum_over_warps(sum, partial);
+  const float factor = valid ? row_factor(sum, normalize) : 0.0f;
+  if (threadIdx.y == 0 && pixel < spatial) factors[image * spatial + pixel] = factor;
+  for (int64_t channel = 0; channel < d; channel += kTile) {
+    for (int c = threadIdx.y; c < kTile; c += kWarpsPerBlock) {
+      const bool inside = factor != 0.0f && channel + c < d;
+      tile[c][threadIdx.x] = inside ? to_float(column[(channel + c) * spatial]) * factor : 0.0f;
+    }
+    __syncthreads();
+    const int64_t c = channel + threadIdx.x;
+    for (int p = threadIdx.y; p < kTile; p += kWarpsPerBlock)
+      if (first + p < spatial && c < d)
+        rows[(image * spatial + first + p) * d + c] = from_float<Out>(tile[threadIdx.x][p]);
+    __syncthreads();
+  }
+}
+
+/// Gradients of a tile of pixels and channels, transposed into tile[channel][pixel].
+template <typename Out>
+__device__ void load_gradient_tile(const Out *grad_rows, int64_t first, int64_t spatial,
+                                   int64_t channel, int64_t d, float (&tile)[kTile][kTile + 1]) {
+  const int64_t c = channel + threadIdx.x;
+  for (int p = threadIdx.y; p < kTile; p += kWarpsPerBlock) {
+    const bool inside = first + p < spatial && c < d;
+    tile[threadIdx.x][p] = inside ? to_float(grad_rows[(first + p) * d + c]) : 0.0f;
+  }
+  __syncthreads();
+}
+
+template <typename In, typename Out>
+__global__ void map_backward(const Out *grad_rows, const In *x, const float *factors, int64_t d,
+                             int64_t spatial, bool normalize, In *grad_x) {
+  __shared__ float partial[kWarpsPerBlock][kTile];
+  __shared__ float tile[kTile][kTile + 1];
+  const int64_t image = blockIdx.y;
+  const int64_t first = int64_t(blockIdx.x) * kTile;
+  const int64_t pixel = first + threadIdx.x;
+  const float factor = pixel < spatial ? factors[image * spatial + pixel] : 0.0f;
+  const In *column = x + image * d * spatial + pixel;
+  In *grad_column = grad_x + image * d * spatial + pixel;
+  const Out *grad_image = grad_rows + image * spatial * d;
+  float dot = 0.0f;  // r . g
+  if (normalize) {
+    for (int64_t channel = 0; channel < d; channel += kTile) {
+      load_gradient_tile(grad_image, first, spatial, channel, d, tile);
+      for (int c = threadIdx.y; c < kTile; c += kWarpsPerBlock)
+        if (factor != 0.0f && channel + c < d)
+          dot += tile[c][threadIdx.x] * to_float(column[(channel + c) * spatial]) * factor;
+      __syncthreads();
+    }
+    dot = sum_over_warps(dot, partial);
+  }
+  for (int64_t channel = 0; channel < d; channel += kTile) {
+    load_gradient_tile(grad_image, first, spatial, channel, d, tile);
+    for (int c = threadIdx.y; c < kTile; c += kWarpsPerBlock) {
+      if (pixel >= spatial || channel + c >= d) continue;
+      float value = 0.0f;
+      if (factor != 0.0f) {
+        value = tile[c][threadIdx.x];
+        if (normalize) value -= to_float(column[(channel + c) * spatial]) * factor * dot;
+        value *= factor;
+      }
+      grad_column[(channel + c) * spatial] = from_float<In>(value);
+    }
+    __syncthreads();
+  }
+}
+
+dim3 map_grid(int64_t batch, int64_t spatial) {
+  return dim3(unsigned((spatial + kTile - 1) / kTile), unsigned(batch));
+}
+
+unsigned row_blocks(int64_t n) { return unsigned((n + kWarpsPerBlock - 1) / kWarpsPerBlock); }
+
+bool bad_shape(int64_t batch, int64_t dim, int64_t spatial) {
+  return batch < 0 || dim < 0 || spatial < 0 || (spatial > 1 && batch > 65535);
+}
+
+}  // namespace
+}  // namespace ak
+
+#define AK_EXPORT extern "C" __attribute__((visibility("default")))
+
+AK_EXPORT int ak_cuda_prepare_rows_forward(int device, void *stream, const void *features,
+                                           int features_dtype, int64_t batch, int64_t dim,
+                                           int64_t spatial, const uint8_t *mask, int normalize,
+                                           void *rows, int rows_dtype, float *factors) {
+  using namespace ak;
+  if (bad_shape(batch, dim, spatial)) return AK_CUDA_BAD_SHAPE;
+  if (batch * spatial == 0) return 0;
+  const DeviceGuard guard(device);
+  if (guard.error() != cudaSuccess) return guard.error();
+  const auto queue = static_cast<cudaStream_t>(stream);
+  return with_dtype(features_dtype, [&](auto in) {
+    return with_dtype(rows_dtype, [&](auto out) -> int {
+      using In = typename decltype(in)::type;
+      using Out = typename decltype(out)::type;
+      const auto *x = static_cast<const In *>(features);
+      auto *y = static_cast<Out *>(rows);
+      if (spatial == 1) {
+        rows_forward<<<row_blocks(batch), kWarp * kWarpsPerBlock, 0, queue>>>(
+            x, batch, dim, mask, normalize != 0, y, factors);
+      } else {
+        map_forward<<<map_grid(batch, spatial), dim3(kTile, kWarpsPerBlock), 0, queue>>>(
+            x, dim, spatial, mask, normalize != 0, y, factors);
+      }
+      return cudaGetLastError();
+    });
+  });
+}
+
+AK_EXPORT int ak_cuda_prepare_rows_backward(int device, void *stream, const void *grad_rows,
+                                            int rows_dtype, const void *features,
+                                            int features_dtype, const float *factors, int64_t batch,
+                                            int64_t dim, int64_t spatial, int normalize,
+                                            void *grad_features) {
+  using namespace ak;
+  if (bad_shape(batch, dim, spatial)) return AK_CUDA_BAD_SHAPE;
+  if (batch * spatial == 0) return 0;
+  const DeviceGuard guard(device);
+  if (guard.error() != cudaSuccess) return guard.error();
+  const auto queue = static_cast<cudaStream_t>(stream);
+  return with_dtype(features_dtype, [&](auto in) {
+    return with_dtype(rows_dtype, [&](auto out) -> int {
+      using In = typename decltype(in)::type;
+      using Out = typename decltype(out)::type;
+      const auto *g = static_cast<const Out *>(grad_rows);
+      const auto *x = static_cast<const In *>(features);
+      auto *grad_x = static_cast<In *>(grad_features);
+      if (spatial == 1) {
+        rows_backward<<<row_blocks(batch), kWarp * kWarpsPerBlock, 0, queue>>>(
+            g, x, factors, batch, dim, normalize != 0, grad_x);
+      } else {
+        map_backward<<<map_grid(batch, spatial), dim3(kTile, kWarpsPerBlock), 0, queue>>>(
+            g, x, factors, dim, spatial, normalize != 0, grad_x);
+      }
+      return cudaGetLastError();
+    });
+  });
+}

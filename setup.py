@@ -1,0 +1,209 @@
+"""Build of the shared libraries under csrc/. Everything else is in pyproject.toml.
+
+The libraries have a plain C interface and are loaded with ctypes: building them needs neither torch
+nor Python's headers, and one file serves every Python and torch.
+
+Environment variables:
+    ACTION_KERNELS_CUDA_ARCHS  CUDA architectures, for instance "80;90a" (default: those below that
+                               the nvcc found knows); empty builds no CUDA library.
+    CUDA_HOME                  where nvcc is; else it is looked for on the PATH.
+    CXX, CXXFLAGS              the C++ compiler and extra flags (sanitizers, for instance).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.bdist_wheel import bdist_wheel
+
+ROOT = Path(__file__).resolve().parent
+SOURCES = ROOT / "csrc"
+LIBRARY_FOLDER = "action_kernels/_lib"
+CPU_LIBRARY = "libaction_kernels_cpu.so"
+CUDA_LIBRARY = "libaction_kernels_cuda.so"
+
+CXX_FLAGS = "-std=c++17 -O3 -fPIC -fopenmp -fvisibility=hidden -Wall -Wextra".split()
+# An instruction set has translation units of its own, told by the end of their names.
+X86_FLAGS = {
+    "_avx512bf16": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mfma -mf16c "
+    "-mprefer-vector-width=512",
+    "_avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512",
+    "_avx2": "-mavx2 -mfma -mf16c",
+}
+CUDA_ARCHITECTURES = ("80", "86", "89", "90a", "100a", "120a")
+NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden --threads 2 -lineinfo".split()
+
+
+class Build(build_ext):
+    """Compile the libraries with ninja and put them where a Python extension would go."""
+
+    def run(self) -> None:
+        self.inplace = self.inplace or self.editable_mode
+        target = ROOT if self.inplace else Path(self.build_lib)
+        folder = target / LIBRARY_FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        objects = Path(self.build_temp).resolve()
+        objects.mkdir(parents=True, exist_ok=True)
+        self._libraries = [folder / CPU_LIBRARY]
+        ninja = [NINJA_RULES.format(cxx=_compiler(), nvcc=_nvcc() or "nvcc")]
+        ninja += _cpu_statements(folder / CPU_LIBRARY)
+        ninja += self._cuda_statements(folder / CUDA_LIBRARY)
+        (objects / "build.ninja").write_text("\n".join(ninja) + "\n")
+        subprocess.run([*_ninja(), "-C", str(objects)], check=True)
+
+    def _cuda_statements(self, library: Path) -> list[str]:
+        architectures = _cuda_architectures()
+        if not architectures:
+            return []
+        self._libraries.append(library)
+        return _cuda_statements(library, architectures)
+
+    def get_outputs(self) -> list[str]:
+        return [str(library) for library in getattr(self, "_libraries", [])]
+
+    def get_source_files(self) -> list[str]:
+        return [str(path.relative_to(ROOT)) for path in sorted(SOURCES.rglob("*")) if path.is_file()]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+
+class Wheel(bdist_wheel):
+    """The libraries depend on the platform, but on no Python."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.root_is_pure = False
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+NINJA_RULES = """\
+rule cxx
+  command = {cxx} -MMD -MF $out.d $flags -c $in -o $out
+  depfile = $out.d
+  description = C++ $in
+rule link
+  command = {cxx} -shared -fopenmp $in -o $out $flags
+  description = link $out
+rule nvcc
+  command = {nvcc} -MD -MF $out.d $flags -c $in -o $out
+  depfile = $out.d
+  description = CUDA $in
+rule nvlink
+  command = {nvcc} -shared -cudart static $in -o $out
+  description = link $out
+"""
+
+
+def _cpu_statements(library: Path) -> list[str]:
+    extra = shlex.split(os.environ.get("CXXFLAGS", ""))
+    statements, objects = [], []
+    for source in sorted((SOURCES / "cpu").glob("*.cpp")):
+        instruction_set = _instruction_set_flags(source.stem)
+        if instruction_set is None:
+            continue
+        flags = [*CXX_FLAGS, f"-I{SOURCES / 'include'}", *instruction_set, *extra]
+        objects.append(f"{source.stem}.o")
+        statements += _statement(objects[-1], "cxx", [str(source)], flags)
+    return statements + _statement(str(library), "link", objects, extra)
+
+
+def _instruction_set_flags(stem: str) -> list[str] | None:
+    """Flags of a translation unit; None if it is not for this processor's family."""
+    for ending, flags in X86_FLAGS.items():
+        if stem.endswith(ending):
+            return shlex.split(flags) if _is_x86() else None
+    return []
+
+
+def _is_x86() -> bool:
+    import platform
+
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
+def _cuda_statements(library: Path, architectures: list[str]) -> list[str]:
+    flags = [*NVCC_FLAGS, f"-I{SOURCES / 'include'}"]
+    for name in architectures:
+        flags.append(f"-gencode=arch=compute_{name},code=sm_{name}")
+    newest = re.sub(r"\D", "", architectures[-1])
+    flags.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")  # for what comes later
+    statements, objects = [], []
+    for source in sorted((SOURCES / "cuda").glob("*.cu")):
+        objects.append(f"{source.stem}.cu.o")
+        statements += _statement(objects[-1], "nvcc", [str(source)], flags)
+    return statements + _statement(str(library), "nvlink", objects, [])
+
+
+def _statement(output: str, rule: str, inputs: list[str], flags: list[str]) -> list[str]:
+    def escape(path: str) -> str:
+        return path.replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+    line = f"build {escape(output)}: {rule} {' '.join(map(escape, inputs))}"
+    return [line, f"  flags = {shlex.join(flags)}"]
+
+
+def _compiler() -> str:
+    named = os.environ.get("CXX")
+    for candidate in [named] if named else ["g++", "c++", "clang++"]:
+        if shutil.which(shlex.split(candidate)[0]):
+            return candidate
+    sys.exit(
+        f"error: no C++ compiler: {named or 'g++, c++ and clang++'} not found. Install one "
+        "(Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; conda: "
+        "conda install -c conda-forge cxx-compiler) or name it in CXX."
+    )
+
+
+def _ninja() -> list[str]:
+    """The `ninja` package of the build environment, else one on the PATH."""
+    if shutil.which("ninja"):
+        return ["ninja"]
+    return [sys.executable, "-m", "ninja"]
+
+
+def _nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME")
+    if home and (Path(home) / "bin" / "nvcc").exists():
+        return str(Path(home) / "bin" / "nvcc")
+    return shutil.which("nvcc")
+
+
+def _cuda_architectures() -> list[str]:
+    """Architectures to build for; none, with a line that says why, where there is no nvcc."""
+    asked = os.environ.get("ACTION_KERNELS_CUDA_ARCHS")
+    nvcc = _nvcc()
+    if asked is not None and not asked.strip():
+        print("action_kernels: no CUDA library: ACTION_KERNELS_CUDA_ARCHS is empty")
+        return []
+    if nvcc is None:
+        print("action_kernels: no CUDA library: nvcc is neither in CUDA_HOME nor on the PATH")
+        return []
+    listing = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True)
+    known = {code.removeprefix("sm_") for code in listing.stdout.split()}
+    if asked is None:
+        return [name for name in CUDA_ARCHITECTURES if name.rstrip("a") in known]
+    names = [name.removeprefix("sm_") for name in re.split(r"[;,\s]+", asked.strip())]
+    for name in names:
+        if name.rstrip("af") not in known:
+            sys.exit(
+                f"error: ACTION_KERNELS_CUDA_ARCHS names {name!r}; {nvcc} knows "
+                f"{', '.join(sorted(known))}"
+            )
+    return names
+
+
+setup(
+    ext_modules=[Extension("action_kernels._lib", sources=[])],
+    cmdclass={"build_ext": Build, "bdist_wheel": Wheel},
+)
