@@ -1,0 +1,12 @@
+"""Triton kernels: every GPU that Triton serves, and CPU tensors in its interpreter.
+
+A kernel family a file. Importing them asks for no driver; the first launch does.
+`TRITON_INTERPRET=1`, set before the first import, runs all of them in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+from action_kernels.backends.triton import pairwise_lse
+from action_kernels.backends.triton.device import unavailable
+
+__all__ = ["pairwise_lse", "unavailable"]

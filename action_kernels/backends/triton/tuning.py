@@ -1,0 +1,110 @@
+"""Tile sizes and the split of work, by short rules: from the device, the dim and the dtype.
+
+With `ACTION_KERNELS_AUTOTUNE=1` the candidates of a rule are timed once per shape class instead, and
+the fastest is kept for the process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
+from typing import TypeVar
+
+from action_kernels.backends.triton.device import INTERPRETER, Target
+
+ENVIRONMENT_VARIABLE = "ACTION_KERNELS_AUTOTUNE"
+SMALLEST_TILE = 16  # of tl.dot
+LARGEST_DIM = 512  # rows of more do not fit the shared memory and registers beside a key tile
+FULL_ENOUGH = 0.85  # share of the processors at work, averaged over the waves of a launch
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A program's rows, the keys of one step of its loop, its warps and its pipeline stages."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+    def shared_memory(self, dim: int, itemsize: int) -> int:
+        """Bytes of the row tile and of the key tiles in flight."""
+        return (self.rows + self.stages * self.keys) * padded(dim) * itemsize
+
+
+def padded(dim: int) -> int:
+    """The power of two, at least 16, that a row of `dim` is padded to in a tile."""
+    return max(SMALLEST_TILE, 1 << (dim - 1).bit_length())
+
+
+def forward_candidates(target: Target, dim: int, itemsize: int) -> list[Tiles]:
+    """Tiles of `pairwise_lse` forward, the rule's choice first.
+
+    Square, so that a tile can serve its rows and its columns.
+    """
+    if target is INTERPRETER:
+        return [Tiles(16, 16, 4, 1)]
+    sides = (128, 64, 32) if itemsize == 2 else (64, 32)
+    return _that_fit(
+        target,
+        dim,
+        itemsize,
+        [
+            Tiles(side, side, 8 if side == 128 else 4, stages)
+            for side in sides
+            for stages in (3, 2, 1)
+        ],
+    )
+
+
+def backward_candidates(target: Target, dim: int, itemsize: int) -> list[Tiles]:
+    """Tiles of `pairwise_lse` backward, which keeps (rows, dim) in float32 registers."""
+    if target is INTERPRETER:
+        return [Tiles(32, 16, 4, 1)]
+    rows = 128 if padded(dim) <= 128 and itemsize == 2 else 64
+    return _that_fit(
+        target,
+        dim,
+        itemsize,
+        [
+            Tiles(rows, keys, 8, stages)
+            for keys in (64, 32, 16)
+            for stages in (3, 2, 1)
+        ],
+    )
+
+
+def _that_fit(target: Target, dim: int, itemsize: int, candidates: list[Tiles]) -> list[Tiles]:
+    budget = target.shared_memory * 15 // 16  # the rest is for reductions across warps
+    return [tiles for tiles in candidates if tiles.shared_memory(dim, itemsize) <= budget]
+
+
+@lru_cache(maxsize=1024)
+def splits(blocks: int, steps: int, processors: int, most: int = 1 << 16) -> int:
+    """Into how many parts to cut the loops of `blocks` programs so that they fill whole waves."""
+    limit = max(1, min(most, steps, ceil(4 * processors / blocks)))
+
+    def fullness(parts: int) -> float:
+        waves = blocks * parts / processors
+        return waves / ceil(waves)
+
+    enough = (parts for parts in range(1, limit + 1) if fullness(parts) >= FULL_ENOUGH)
+    return next(enough, max(range(1, limit + 1), key=fullness))
+
+
+Choice = TypeVar("Choice", bound=Hashable)
+_fastest: dict[Hashable, Hashable] = {}
+
+
+def choose(key: Hashable, candidates: Sequence[Choice], run: Callable[[Choice], object]) -> Choice:
+    """The first of `candidates`, or the fastest to `run` if the environment asks for autotuning."""
+    if len(candidates) == 1 or os.environ.get(ENVIRONMENT_VARIABLE, "0") != "1":
+        return candidates[0]
+    if key not in _fastest:
+        from triton.testing import do_bench
+
+        _fastest[key] = min(candidates, key=lambda choice: do_bench(lambda: run(choice)))
+    return _fastest[key]  # type: ignore[return-value]
