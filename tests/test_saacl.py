@@ -327,7 +327,7 @@ class TestModule:
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(60, D, generator=generator).requires_grad_()
         labels = torch.arange(60) % K
-        module = SAACL(K, D, queue_size=0)
+        module = SAACL(K, D, queue_size=0, center_weight=1.0, positives="balanced")
         optimizer = torch.optim.SGD([x], lr=20.0)
         losses = []
         for _ in range(60):

@@ -1,0 +1,5 @@
+"""The error that the command line shows as one sentence, without a traceback."""
+
+
+class TrainerError(Exception):
+    """Something the user can put right: the message names it, what was given and what is accepted."""

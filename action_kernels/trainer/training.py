@@ -1,0 +1,187 @@
+"""A training run from its configuration to its evaluation.
+
+On one device::
+
+    action-kernels train --data ACDC --preset acdc-10 --output runs/acdc-10
+    action-kernels train --resume --output runs/acdc-10       # goes on from the latest checkpoint
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from .cases import Case, find_cases
+from .checkpoints import load_checkpoint, save_checkpoint
+from .configuration import CONFIGURATION_FILE, Configuration
+from .datasets import SliceDataset, training_batches
+from .errors import TrainerError
+from .evaluation import evaluate_cases, summarise
+from .figures import training_figure
+from .records import Record
+from .reports import about, report_cases
+from .splits import Split, split_patients
+from .step import TrainingState, new_state, training_step
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has saved its state."""
+
+
+def run_training(config: Configuration, folder: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Train, evaluate on `config.final_list`, and leave everything in `folder`.
+
+    Returns:
+        What ``folder/metrics.json`` holds.
+
+    Raises:
+        TrainerError: when data, configuration or checkpoint do not allow it.
+        Interrupted: after Ctrl-C (or SIGTERM); the checkpoint holds the last finished step.
+    """
+    device = choose_device(config)
+    cases, split = load_split(config)
+    dataset = SliceDataset(split.cases("labelled", cases), split.cases("unlabelled", cases), config)
+    state = new_state(config, device)
+    batches, history = start_or_resume(state, dataset, folder, resume)
+    config.save(folder / CONFIGURATION_FILE)
+    print(describe(config, device, split, dataset, folder), flush=True)
+
+    record = Record(folder, history, state.iteration, config.max_iterations)
+    with StopRequest() as stop:
+        try:
+            train(state, batches, split.cases("val", cases), record, folder, stop)
+        finally:
+            record.close()
+    if stop.requested and state.iteration < config.max_iterations:
+        raise Interrupted(f"stopped after iteration {state.iteration} of {config.max_iterations}")
+    training_figure(record.history, folder / "training.png")
+    results = evaluate_cases(state.student, split.cases(config.final_list, cases), config, device)
+    return report_cases(results, folder, about(config, config.final_list, split, device, state.iteration))
+
+
+def evaluate_run(run: Path, part: str, output: Path, **changes: Any) -> dict[str, Any]:
+    """Evaluate the latest checkpoint of a run on its list `part` (``"val"``, ``"test"``), results into `output`.
+
+    `changes` replaces fields of the run's configuration, such as `data` and `device`.
+    """
+    config = replace(Configuration.load(run / CONFIGURATION_FILE), **changes)
+    device = choose_device(config)
+    cases, split = load_split(config)
+    state = new_state(config, device)
+    load_checkpoint(state, run)
+    results = evaluate_cases(state.student, split.cases(part, cases), config, device)
+    return report_cases(results, output, about(config, part, split, device, state.iteration))
+
+
+def train(
+    state: TrainingState,
+    batches: torch.utils.data.DataLoader,
+    validation_cases: list[Case],
+    record: Record,
+    folder: Path,
+    stop: StopRequest,
+) -> None:
+    """The loop over the remaining iterations, with records, validations and checkpoints when they are due."""
+    config = state.config
+    last = config.max_iterations
+    for images, labels in batches:
+        losses = training_step(state, images, labels)
+        done = state.iteration
+        record.bar.update()
+        if done % config.log_every == 0 or done in (1, last):
+            schedules = {
+                "temperature": state.temperature(done - 1),
+                "learning_rate": state.optimizer.param_groups[0]["lr"],
+            }
+            record.add_losses(done, losses, **schedules)
+        if config.validate_every and (done % config.validate_every == 0 or done == last):
+            record.add_validation(done, validate(state, validation_cases))
+        if done % config.checkpoint_every == 0 or done == last or stop.requested:
+            save_checkpoint(state, record.history, folder)
+        if stop.requested:
+            return
+
+
+def validate(state: TrainingState, cases: list[Case]) -> dict[str, Any]:
+    """The student's scores on `cases`."""
+    results = evaluate_cases(state.student, cases, state.config, state.device)
+    return summarise({result.case.name: result.scores for result in results})
+
+
+def start_or_resume(state: TrainingState, dataset: SliceDataset, folder: Path, resume: bool):
+    """Batches from the iteration to go on with, and the record so far (None at the start)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    history = load_checkpoint(state, folder) if resume else None
+    if not resume and (folder / CONFIGURATION_FILE).exists():
+        raise TrainerError(f"--output: {folder} already holds a run; --resume goes on with it, or choose another folder")
+    return training_batches(dataset, state.config, state.iteration), history
+
+
+def load_split(config: Configuration) -> tuple[list[Case], Split]:
+    """All cases of the data, and who does what."""
+    cases = find_cases(config.data, config.phantom_patients, config.seed)
+    return cases, split_patients(cases, config.data, config.labelled_patients)
+
+
+def choose_device(config: Configuration) -> torch.device:
+    """The device of the configuration; also applies `deterministic`.
+
+    Raises:
+        TrainerError: when the device does not exist here.
+    """
+    torch.use_deterministic_algorithms(config.deterministic)
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(config.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise TrainerError(f"--device: {config.device!r} cannot be used here ({reason}); 'auto' and 'cpu' can") from None
+    return device
+
+
+def describe(config: Configuration, device: torch.device, split: Split, dataset: SliceDataset, folder: Path) -> str:
+    """What is about to be trained, in a few lines."""
+    unlabelled = len(dataset) - dataset.labelled_count
+    return "\n".join(
+        [
+            f"data        {config.data}, split by {split.source}",
+            f"labelled    {len(split.labelled)} patients, {dataset.labelled_count} slices: {', '.join(split.labelled)}",
+            f"unlabelled  {len(split.unlabelled)} patients, {unlabelled} slices",
+            f"held out    {len(split.val)} patients for validation, {len(split.test)} for the test",
+            f"training    {config.max_iterations} iterations on {device} ({torch.get_num_threads()} threads)",
+            f"output      {folder}",
+        ]
+    )
+
+
+class StopRequest:
+    """Turns the first Ctrl-C (or SIGTERM) into a wish that the loop grants after its step; a second one interrupts."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._previous[number] = signal.signal(number, self._ask)
+            except ValueError:  # not in the main thread: the caller keeps its own way to stop
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        print("\nstopping after this step, then saving (once more to stop at once)", flush=True)

@@ -1,0 +1,261 @@
+// The C ABI: arguments checked, the instruction set chosen, calls handed to its kernels.
+#include <pthread.h>
+
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <string>
+
+#include "kernels.h"
+
+namespace action_kernels {
+namespace {
+
+// ------------------------------------------------------------------------------ instruction sets
+
+bool always() { return true; }
+
+#if defined(__x86_64__)
+// The compiler's run-time library asks the processor, and the system whether it saves the registers.
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+struct Candidate {
+  const KernelTable* kernels;
+  bool (*supported)();
+};
+
+// Best first.
+const Candidate candidates[] = {
+#if defined(__x86_64__)
+    {&avx512_kernels, has_avx512},
+    {&avx2_kernels, has_avx2},
+#endif
+    {&portable_kernels, always},
+#if defined(AK_TEST_EMULATED_AVX512)
+    {&emulated_avx512_kernels, has_avx2},
+#endif
+};
+
+const KernelTable* best() {
+  for (const Candidate& candidate : candidates) {
+    if (candidate.supported()) return candidate.kernels;
+  }
+  return &portable_kernels;
+}
+
+int find(const char* name, const KernelTable** kernels) {
+  if (!name || !*name || !std::strcmp(name, "auto")) {
+    *kernels = best();
+    return AK_OK;
+  }
+  for (const Candidate& candidate : candidates) {
+    if (std::strcmp(name, candidate.kernels->name)) continue;
+    if (!candidate.supported()) return AK_UNSUPPORTED_ISA;
+    *kernels = candidate.kernels;
+    return AK_OK;
+  }
+  return AK_UNKNOWN_ISA;
+}
+
+struct Choice {
+  std::atomic<const KernelTable*> kernels;
+  int status;
+  Choice() {
+    const KernelTable* chosen = best();
+    status = find(std::getenv("ACTION_KERNELS_CPU_ISA"), &chosen);
+    kernels = chosen;
+  }
+};
+
+Choice& choice() {
+  static Choice the_choice;
+  return the_choice;
+}
+
+const KernelTable& kernels() { return *choice().kernels.load(); }
+
+// ------------------------------------------------------------------------------ threads after a fork
+
+// GNU OpenMP's workers do not survive a fork and it does not notice: its next parallel region in the child
+// would wait for them for ever. A forked child therefore works in one thread.
+std::atomic<bool> is_forked_child{false};
+
+struct ForkHandler {
+  ForkHandler() {
+    pthread_atfork(nullptr, nullptr, [] { is_forked_child = true; });
+  }
+} fork_handler;
+
+int usable_threads(int threads) { return threads < 1 || is_forked_child ? 1 : threads; }
+
+// ------------------------------------------------------------------------------ checks
+
+bool is_dtype(int dtype) { return dtype == AK_FLOAT32 || dtype == AK_BFLOAT16 || dtype == AK_FLOAT16; }
+
+int check_rows(const ak_rows& rows, int64_t dim) {
+  if (rows.rows < 0 || dim < 1 || (rows.rows > 1 && rows.row_stride < dim)) return AK_BAD_SHAPE;
+  if (!is_dtype(rows.dtype)) return AK_BAD_DTYPE;
+  if (rows.rows > 0 && !rows.data) return AK_MISSING_POINTER;
+  return AK_OK;
+}
+
+int start_lse_call(const ak_rows* anchors, const ak_rows* keys, int64_t dim, int pass, int threads, LseCall* call) {
+  if (!anchors) return AK_MISSING_POINTER;
+  if (int status = check_rows(*anchors, dim)) return status;
+  if (keys) {
+    if (int status = check_rows(*keys, dim)) return status;
+  }
+  *call = LseCall{};
+  call->anchors = *anchors;
+  if (keys) call->keys = *keys;
+  call->symmetric = !keys;
+  call->dim = dim;
+  call->pass = pass;
+  // Requested, not usable: the size of the workspace must not change between query and call.
+  call->threads = threads < 1 ? 1 : threads;
+  return AK_OK;
+}
+
+int finish_lse_call(const KernelTable& table, double scale, void* workspace, int64_t workspace_bytes, LseCall* call) {
+  if (!(std::isfinite(scale) && scale > 0)) return AK_BAD_SCALE;
+  if (!workspace) return AK_MISSING_POINTER;
+  call->scale = scale;
+  call->workspace = workspace;
+  call->threads = usable_threads(call->threads);
+  return table.lse_workspace(*call) <= workspace_bytes ? AK_OK : AK_SMALL_WORKSPACE;
+}
+
+int start_prepare_call(const ak_map* map, int rows_dtype, int normalize, int threads, PrepareCall* call) {
+  if (!map) return AK_MISSING_POINTER;
+  if (map->batch < 0 || map->dim < 1 || map->pixels < 0) return AK_BAD_SHAPE;
+  if (!is_dtype(map->dtype) || !is_dtype(rows_dtype)) return AK_BAD_DTYPE;
+  if (map->batch * map->pixels > 0 && !map->data) return AK_MISSING_POINTER;
+  *call = PrepareCall{};
+  call->map = *map;
+  call->normalize = normalize != 0;
+  call->rows_dtype = rows_dtype;
+  call->threads = usable_threads(threads);
+  return AK_OK;
+}
+
+// Runs a kernel; the threads' runtime may throw where the system refuses it memory or threads.
+template <class Call>
+int run(void (*kernel)(const Call&), const Call& call) {
+  try {
+    kernel(call);
+  } catch (const std::exception&) {
+    return AK_NO_MEMORY;
+  }
+  return AK_OK;
+}
+
+}  // namespace
+}  // namespace action_kernels
+
+using namespace action_kernels;
+
+int ak_abi_version(void) { return AK_ABI_VERSION; }
+
+const char* ak_status_message(int status) {
+  switch (status) {
+    case AK_OK: return "success";
+    case AK_BAD_SHAPE: return "a count is negative, dim is below 1, or rows overlap";
+    case AK_BAD_DTYPE: return "the dtype is not float32, bfloat16 or float16";
+    case AK_BAD_SCALE: return "scale must be finite and > 0";
+    case AK_MISSING_POINTER: return "a required pointer is NULL";
+    case AK_SMALL_WORKSPACE: return "the workspace is smaller than asked for";
+    case AK_UNKNOWN_ISA: return "no such instruction set in this library";
+    case AK_UNSUPPORTED_ISA: return "this processor or operating system lacks the instruction set";
+    case AK_NO_MEMORY: return "the system refused memory or a thread";
+  }
+  return "unknown status";
+}
+
+const char* ak_cpu_isa(void) { return kernels().name; }
+
+int ak_cpu_isa_status(void) { return choice().status; }
+
+int ak_cpu_set_isa(const char* name) {
+  const KernelTable* chosen = nullptr;
+  const int status = find(name, &chosen);
+  if (status == AK_OK) choice().kernels = chosen;
+  return status;
+}
+
+const char* ak_cpu_supported_isas(void) {
+  static const std::string names = [] {
+    std::string list;
+    for (const Candidate& candidate : candidates) {
+      if (candidate.supported()) list += (list.empty() ? "" : ", ") + std::string(candidate.kernels->name);
+    }
+    return list;
+  }();
+  return names.c_str();
+}
+
+int64_t ak_cpu_pairwise_lse_workspace(const ak_rows* anchors, const ak_rows* keys, int64_t dim, int pass,
+                                      int threads) {
+  LseCall call;
+  if (int status = start_lse_call(anchors, keys, dim, pass, threads, &call)) return -status;
+  return kernels().lse_workspace(call);
+}
+
+int ak_cpu_pairwise_lse_forward(const ak_rows* anchors, const ak_rows* keys, int64_t dim, double scale, float* lse,
+                                int threads, void* workspace, int64_t workspace_bytes) {
+  LseCall call;
+  if (int status = start_lse_call(anchors, keys, dim, AK_FORWARD, threads, &call)) return status;
+  const KernelTable& table = kernels();  // once: another thread may choose another one
+  if (int status = finish_lse_call(table, scale, workspace, workspace_bytes, &call)) return status;
+  if (anchors->rows > 0 && !lse) return AK_MISSING_POINTER;
+  call.lse = lse;
+  return run(table.lse_forward, call);
+}
+
+int ak_cpu_pairwise_lse_backward(const ak_rows* anchors, const ak_rows* keys, int64_t dim, double scale,
+                                 const float* grad_lse, const float* lse, void* grad_anchors, void* grad_keys,
+                                 int threads, void* workspace, int64_t workspace_bytes) {
+  const int pass = (grad_anchors ? AK_GRAD_ANCHORS : 0) | (grad_keys ? AK_GRAD_KEYS : 0);
+  if (pass == 0) return AK_OK;
+  LseCall call;
+  if (int status = start_lse_call(anchors, keys, dim, pass, threads, &call)) return status;
+  const KernelTable& table = kernels();  // once: another thread may choose another one
+  if (int status = finish_lse_call(table, scale, workspace, workspace_bytes, &call)) return status;
+  if (anchors->rows > 0 && (!grad_lse || !lse)) return AK_MISSING_POINTER;
+  if (!keys && (grad_keys || !grad_anchors)) return AK_MISSING_POINTER;
+  call.grad_lse = grad_lse;
+  call.saved_lse = lse;
+  call.grad_anchors = grad_anchors;
+  call.grad_keys = grad_keys;
+  return run(table.lse_backward, call);
+}
+
+int ak_cpu_prepare_rows_forward(const ak_map* map, const uint8_t* mask, int normalize, void* rows, int rows_dtype,
+                                float* factors, int threads) {
+  PrepareCall call;
+  if (int status = start_prepare_call(map, rows_dtype, normalize, threads, &call)) return status;
+  if (map->batch * map->pixels == 0) return AK_OK;
+  if (!rows || !factors) return AK_MISSING_POINTER;
+  call.mask = mask;
+  call.rows = rows;
+  call.factors = factors;
+  return run(kernels().prepare_forward, call);
+}
+
+int ak_cpu_prepare_rows_backward(const ak_map* map, const void* grad_rows, int rows_dtype, const float* factors,
+                                 int normalize, void* grad_map, int threads) {
+  PrepareCall call;
+  if (int status = start_prepare_call(map, rows_dtype, normalize, threads, &call)) return status;
+  if (map->batch * map->pixels == 0) return AK_OK;
+  if (!grad_rows || !factors || !grad_map) return AK_MISSING_POINTER;
+  call.grad_rows = grad_rows;
+  call.saved_factors = factors;
+  call.grad_map = grad_map;
+  return run(kernels().prepare_backward, call);
+}

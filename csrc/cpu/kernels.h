@@ -1,0 +1,56 @@
+// What a translation unit of one instruction set offers to the C ABI in api.cpp.
+#pragma once
+
+#include "../include/action_kernels.h"
+
+namespace action_kernels {
+
+// One call of pairwise_lse, checked. Symmetric: keys is unused.
+struct LseCall {
+  ak_rows anchors;
+  ak_rows keys;
+  bool symmetric;
+  int64_t dim;
+  double scale;
+  int pass;  // ak_pass
+  int threads;
+  float* lse;              // forward
+  const float* grad_lse;   // backward
+  const float* saved_lse;  // backward
+  void* grad_anchors;
+  void* grad_keys;
+  void* workspace;
+};
+
+struct PrepareCall {
+  ak_map map;
+  const uint8_t* mask;
+  bool normalize;
+  int rows_dtype;
+  int threads;
+  void* rows;              // forward
+  float* factors;          // forward
+  const void* grad_rows;   // backward
+  const float* saved_factors;
+  void* grad_map;
+};
+
+struct KernelTable {
+  const char* name;
+  int64_t (*lse_workspace)(const LseCall&);
+  void (*lse_forward)(const LseCall&);
+  void (*lse_backward)(const LseCall&);
+  void (*prepare_forward)(const PrepareCall&);
+  void (*prepare_backward)(const PrepareCall&);
+};
+
+extern const KernelTable portable_kernels;
+#if defined(__x86_64__)
+extern const KernelTable avx2_kernels;
+extern const KernelTable avx512_kernels;
+#endif
+#if defined(AK_TEST_EMULATED_AVX512)
+extern const KernelTable emulated_avx512_kernels;  // the blocking of avx512 in AVX2 instructions
+#endif
+
+}  // namespace action_kernels

@@ -1,0 +1,16 @@
+#if defined(__x86_64__)
+
+#include "pairwise_lse.h"
+#include "prepare_rows.h"
+#include "vector_avx512.h"
+
+namespace action_kernels {
+
+const KernelTable avx512_kernels = {
+    "avx512",           lse_workspace<Avx512>,    lse_forward<Avx512>,
+    lse_backward<Avx512>, prepare_forward<Avx512>, prepare_backward<Avx512>,
+};
+
+}  // namespace action_kernels
+
+#endif

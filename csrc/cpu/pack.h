@@ -1,0 +1,140 @@
+// Rows copied into the two forms that the inner loops read: panels (keys of a block of scores side by
+// side, scale folded in) and slices (some columns of all rows together, rows of scores and features of
+// products). Rows that the mask leaves out are not copied at all: the kernels see a dense set of valid
+// rows, and `index` leads back.
+#pragma once
+
+#include "micro_kernels.h"
+#include "numbers.h"
+#include "parallel.h"
+
+namespace {
+
+// Cuts a workspace into aligned pieces. With base NULL it only counts.
+class Arena {
+ public:
+  explicit Arena(void* base) : base_(reinterpret_cast<uintptr_t>(base)), next_(aligned(base_)) {}
+
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = reinterpret_cast<T*>(next_);
+    next_ = aligned(next_ + static_cast<uintptr_t>(count) * sizeof(T));
+    return piece;
+  }
+
+  // Enough for any alignment of the base.
+  int64_t bytes() const { return static_cast<int64_t>(next_ - base_ + alignment); }
+
+ private:
+  static constexpr uintptr_t alignment = 64;
+  static uintptr_t aligned(uintptr_t address) { return (address + alignment - 1) / alignment * alignment; }
+  uintptr_t base_;
+  uintptr_t next_;
+};
+
+struct PackedRows {
+  float* slices = nullptr;  // [slice][padded row][Blocking::slice]
+  float* panels = nullptr;  // [panel][dim][Blocking::panel], NULL if not needed
+  int64_t* index = nullptr;  // original row of each valid row; NULL: the same
+  float* panel_norms = nullptr;  // greatest squared norm in each panel
+  int64_t capacity = 0;  // padded rows there is room for
+  int64_t valid = 0;
+  int64_t padded = 0;  // valid, rounded up to whole panels; rows beyond valid are zero
+
+  int64_t original(int64_t row) const { return index ? index[row] : row; }
+};
+
+template <class I>
+int64_t round_up_to_panel(int64_t rows) {
+  constexpr int64_t panel = Blocking<I>::panel;
+  return (rows + panel - 1) / panel * panel;
+}
+
+template <class I>
+PackedRows take_packed_rows(Arena& arena, const ak_rows& rows, int64_t dim, bool slices, bool panels) {
+  constexpr int64_t panel = Blocking<I>::panel, slice = Blocking<I>::slice;
+  PackedRows packed;
+  packed.capacity = round_up_to_panel<I>(rows.rows);
+  packed.slices = slices ? arena.take<float>((dim + slice - 1) / slice * slice * packed.capacity) : nullptr;
+  packed.panels = panels ? arena.take<float>(packed.capacity * dim) : nullptr;
+  packed.index = rows.mask ? arena.take<int64_t>(rows.rows) : nullptr;
+  packed.panel_norms = arena.take<float>(packed.capacity / panel);
+  return packed;
+}
+
+// Which rows are valid; sets index, valid and padded.
+template <class I>
+void select_rows(const ak_rows& rows, PackedRows& packed) {
+  packed.valid = rows.rows;
+  if (rows.mask) {
+    packed.valid = 0;
+    for (int64_t row = 0; row < rows.rows; ++row) {
+      if (rows.mask[row]) packed.index[packed.valid++] = row;
+    }
+  }
+  packed.padded = round_up_to_panel<I>(packed.valid);
+}
+
+// One slice of the rows of a panel, into slices and, times `factor`, into panels; adds to each row's squares.
+template <class I>
+void pack_slice(const ak_rows& rows, PackedRows& packed, int64_t first_row, int64_t start, int64_t columns,
+                int64_t dim, float factor, typename I::Vec* squares) {
+  constexpr int64_t panel = Blocking<I>::panel, slice = Blocking<I>::slice;
+  float local[panel * slice];
+  float* block = packed.slices ? packed.slices + start * packed.capacity + first_row * slice : local;
+  for (int64_t r = 0; r < panel; ++r) {
+    float* row = block + r * slice;
+    for (int64_t k = 0; k < slice; ++k) row[k] = 0;
+    if (first_row + r >= packed.valid) continue;
+    load_floats(rows.data, rows.dtype, packed.original(first_row + r) * rows.row_stride + start, columns, row);
+    for (int64_t k = 0; k < slice; k += I::lanes) {
+      const typename I::Vec x = I::load(row + k);
+      squares[r] = I::fma(x, x, squares[r]);
+    }
+  }
+  if (!packed.panels) return;
+  float* panel_rows = packed.panels + (first_row * dim) + start * panel;
+  for (int64_t k = 0; k < columns; ++k) {
+    for (int64_t r = 0; r < panel; ++r) panel_rows[k * panel + r] = factor * block[r * slice + k];
+  }
+}
+
+// The larger; NaN if either is.
+inline float larger_or_nan(float a, float b) { return a > b || a != a ? a : b; }
+
+template <class I>
+void pack_panel(const ak_rows& rows, PackedRows& packed, int64_t index, int64_t dim, float factor) {
+  constexpr int64_t panel = Blocking<I>::panel, slice = Blocking<I>::slice;
+  typename I::Vec squares[panel];
+  for (int64_t r = 0; r < panel; ++r) squares[r] = I::zero();
+  for (int64_t start = 0; start < dim; start += slice) {
+    const int64_t columns = dim - start < slice ? dim - start : slice;
+    pack_slice<I>(rows, packed, index * panel, start, columns, dim, factor, squares);
+  }
+  float largest = 0;
+  for (int64_t r = 0; r < panel; ++r) largest = larger_or_nan(sum_of_lanes<I>(squares[r]), largest);
+  packed.panel_norms[index] = largest;
+}
+
+template <class I>
+void pack_rows(const ak_rows& rows, PackedRows& packed, int64_t dim, float factor, int threads) {
+  select_rows<I>(rows, packed);
+  constexpr int64_t panels_a_turn = 4;
+  const int64_t panels = packed.padded / Blocking<I>::panel;
+  parallel_for(threads, (panels + panels_a_turn - 1) / panels_a_turn, [&](int64_t turn) {
+    const int64_t first = turn * panels_a_turn;
+    const int64_t last = first + panels_a_turn < panels ? first + panels_a_turn : panels;
+    for (int64_t index = first; index < last; ++index) pack_panel<I>(rows, packed, index, dim, factor);
+  });
+}
+
+template <class I>
+float largest_squared_norm(const PackedRows& packed) {
+  float largest = 0;
+  for (int64_t index = 0; index < packed.padded / Blocking<I>::panel; ++index) {
+    largest = larger_or_nan(packed.panel_norms[index], largest);
+  }
+  return largest;
+}
+
+}  // namespace

@@ -1,0 +1,192 @@
+// prepare_rows: feature maps or rows → masked, normalised, cast rows, and back, for any instruction set I.
+//
+// Works on chunks of some pixels × some channels, pixel-major in float32; each pass reads the features
+// where they lie, so nothing of the size of the map is allocated. The time is that of the memory.
+#pragma once
+
+#include <cmath>
+
+#include "kernels.h"
+#include "micro_kernels.h"
+#include "numbers.h"
+#include "parallel.h"
+
+namespace {
+
+using action_kernels::PrepareCall;
+
+constexpr int64_t chunk_pixels = 64;
+constexpr int64_t chunk_channels = 16;
+constexpr float minimum_norm = 1e-12f;
+
+struct Chunk {
+  float values[chunk_pixels * chunk_channels];
+  float* pixel(int64_t p) { return values + p * chunk_channels; }
+};
+
+// Consecutive pixels of one image, and how their rows are counted.
+struct PixelRange {
+  int64_t first_row;    // in (batch, pixels) order
+  int64_t count;
+  int64_t map_start;    // element of the first pixel's first channel
+  int64_t channel_step; // elements between a pixel's channels
+  int64_t pixel_step;   // elements between neighbouring pixels
+};
+
+inline int64_t ranges_a_batch(const ak_map& map) {
+  const int64_t pixels = map.pixels == 1 ? map.batch : map.pixels;
+  return (pixels + chunk_pixels - 1) / chunk_pixels;
+}
+
+inline int64_t range_count(const ak_map& map) { return ranges_a_batch(map) * (map.pixels == 1 ? 1 : map.batch); }
+
+inline PixelRange range_of(const ak_map& map, int64_t index) {
+  const int64_t image = index / ranges_a_batch(map);
+  const int64_t first = index % ranges_a_batch(map) * chunk_pixels;
+  const bool is_matrix = map.pixels == 1;
+  const int64_t pixels = is_matrix ? map.batch : map.pixels;
+  const int64_t count = pixels - first < chunk_pixels ? pixels - first : chunk_pixels;
+  if (is_matrix) return {first, count, first * map.dim, 1, map.dim};
+  return {image * pixels + first, count, image * map.dim * pixels + first, pixels, 1};
+}
+
+// A chunk of a map or matrix; channels beyond `channels` become 0.
+inline void load_chunk(const void* data, int dtype, const PixelRange& range, int64_t channel, int64_t channels,
+                       Chunk& chunk) {
+  for (int64_t p = 0; p < range.count; ++p) {
+    for (int64_t c = channels; c < chunk_channels; ++c) chunk.pixel(p)[c] = 0;
+  }
+  if (range.channel_step == 1) {
+    for (int64_t p = 0; p < range.count; ++p) {
+      load_floats(data, dtype, range.map_start + p * range.pixel_step + channel, channels, chunk.pixel(p));
+    }
+    return;
+  }
+  float line[chunk_pixels];
+  for (int64_t c = 0; c < channels; ++c) {
+    load_floats(data, dtype, range.map_start + (channel + c) * range.channel_step, range.count, line);
+    for (int64_t p = 0; p < range.count; ++p) chunk.pixel(p)[c] = line[p];
+  }
+}
+
+inline void store_chunk(Chunk& chunk, const PixelRange& range, int64_t channel, int64_t channels, void* data,
+                        int dtype) {
+  if (range.channel_step == 1) {
+    for (int64_t p = 0; p < range.count; ++p) {
+      store_floats(chunk.pixel(p), channels, data, dtype, range.map_start + p * range.pixel_step + channel);
+    }
+    return;
+  }
+  float line[chunk_pixels];
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t p = 0; p < range.count; ++p) line[p] = chunk.pixel(p)[c];
+    store_floats(line, range.count, data, dtype, range.map_start + (channel + c) * range.channel_step);
+  }
+}
+
+// The same pixels in a (batch · pixels, dim) matrix.
+inline PixelRange as_rows(const PixelRange& range, int64_t dim) {
+  return {range.first_row, range.count, range.first_row * dim, 1, dim};
+}
+
+inline int64_t channels_from(int64_t channel, int64_t dim) {
+  return dim - channel < chunk_channels ? dim - channel : chunk_channels;
+}
+
+// sums[p] += Σ_c a[p, c] · b[p, c], lane by lane.
+template <class I>
+void add_dots(Chunk& a, Chunk& b, int64_t pixels, typename I::Vec* sums) {
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int64_t c = 0; c < chunk_channels; c += I::lanes) {
+      sums[p] = I::fma(I::load(a.pixel(p) + c), I::load(b.pixel(p) + c), sums[p]);
+    }
+  }
+}
+
+template <class I>
+void find_factors(const PrepareCall& call, const PixelRange& range) {
+  typename I::Vec squares[chunk_pixels];
+  for (int64_t p = 0; p < range.count; ++p) squares[p] = I::zero();
+  Chunk chunk;
+  for (int64_t channel = 0; call.normalize && channel < call.map.dim; channel += chunk_channels) {
+    load_chunk(call.map.data, call.map.dtype, range, channel, channels_from(channel, call.map.dim), chunk);
+    add_dots<I>(chunk, chunk, range.count, squares);
+  }
+  for (int64_t p = 0; p < range.count; ++p) {
+    const int64_t row = range.first_row + p;
+    const float norm = std::sqrt(sum_of_lanes<I>(squares[p]));
+    const float factor = !call.normalize ? 1.0f : norm >= minimum_norm ? 1.0f / norm : 0.0f;
+    call.factors[row] = call.mask && !call.mask[row] ? 0.0f : factor;
+  }
+}
+
+inline void write_rows(const PrepareCall& call, const PixelRange& range) {
+  Chunk chunk;
+  for (int64_t channel = 0; channel < call.map.dim; channel += chunk_channels) {
+    const int64_t channels = channels_from(channel, call.map.dim);
+    load_chunk(call.map.data, call.map.dtype, range, channel, channels, chunk);
+    for (int64_t p = 0; p < range.count; ++p) {
+      const int64_t row = range.first_row + p;
+      const bool left_out = call.mask && !call.mask[row];
+      float* values = chunk.pixel(p);
+      for (int64_t c = 0; c < chunk_channels; ++c) values[c] = left_out ? 0.0f : values[c] * call.factors[row];
+    }
+    store_chunk(chunk, as_rows(range, call.map.dim), channel, channels, call.rows, call.rows_dtype);
+  }
+}
+
+template <class I>
+void prepare_forward(const PrepareCall& call) {
+  parallel_for(call.threads, range_count(call.map), [&](int64_t index) {
+    const PixelRange range = range_of(call.map, index);
+    find_factors<I>(call, range);
+    write_rows(call, range);
+  });
+}
+
+// pulls[p] = f² x · g, the part of g along the row times f, so that the gradient is f (g − x · pull).
+template <class I>
+void find_pulls(const PrepareCall& call, const PixelRange& range, float* pulls) {
+  typename I::Vec dots[chunk_pixels];
+  for (int64_t p = 0; p < range.count; ++p) dots[p] = I::zero();
+  Chunk x, g;
+  for (int64_t channel = 0; call.normalize && channel < call.map.dim; channel += chunk_channels) {
+    const int64_t channels = channels_from(channel, call.map.dim);
+    load_chunk(call.map.data, call.map.dtype, range, channel, channels, x);
+    load_chunk(call.grad_rows, call.rows_dtype, as_rows(range, call.map.dim), channel, channels, g);
+    add_dots<I>(x, g, range.count, dots);
+  }
+  for (int64_t p = 0; p < range.count; ++p) {
+    const float factor = call.saved_factors[range.first_row + p];
+    pulls[p] = sum_of_lanes<I>(dots[p]) * factor * factor;
+  }
+}
+
+inline void write_gradient(const PrepareCall& call, const PixelRange& range, const float* pulls) {
+  Chunk x, g;
+  for (int64_t channel = 0; channel < call.map.dim; channel += chunk_channels) {
+    const int64_t channels = channels_from(channel, call.map.dim);
+    load_chunk(call.map.data, call.map.dtype, range, channel, channels, x);
+    load_chunk(call.grad_rows, call.rows_dtype, as_rows(range, call.map.dim), channel, channels, g);
+    for (int64_t p = 0; p < range.count; ++p) {
+      const float factor = call.saved_factors[range.first_row + p];
+      for (int64_t c = 0; c < chunk_channels; ++c) {
+        const float along = call.normalize ? x.pixel(p)[c] * pulls[p] : 0.0f;
+        g.pixel(p)[c] = factor == 0 ? 0.0f : factor * (g.pixel(p)[c] - along);
+      }
+    }
+    store_chunk(g, range, channel, channels, call.grad_map, call.map.dtype);
+  }
+}
+
+template <class I>
+void prepare_backward(const PrepareCall& call) {
+  parallel_for(call.threads, range_count(call.map), [&](int64_t index) {
+    const PixelRange range = range_of(call.map, index);
+    float pulls[chunk_pixels];
+    find_pulls<I>(call, range, pulls);
+    write_gradient(call, range, pulls);
+  });
+}
+
+}  // namespace

@@ -1,0 +1,32 @@
+// Sixteen float32 lanes and the register blocking for AVX-512: 32 registers, of which each block keeps 24
+// as accumulators; broadcasts come free as memory operands.
+#pragma once
+
+#include <immintrin.h>
+
+namespace {
+
+struct Avx512 {
+  using Vec = __m512;
+  static constexpr int lanes = 16;
+  static constexpr int score_rows = 8, score_vectors = 3;
+  static constexpr int product_rows = 6, product_vectors = 4;
+
+  static Vec zero() { return _mm512_setzero_ps(); }
+  static Vec set(float x) { return _mm512_set1_ps(x); }
+  static Vec load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, Vec x) { _mm512_storeu_ps(p, x); }
+  static Vec broadcast(const float* p) { return _mm512_set1_ps(*p); }
+  static Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+  static Vec subtract(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
+  static Vec multiply(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+  static Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+  // The larger of bound and x; x where x is NaN.
+  static Vec at_least(Vec bound, Vec x) { return _mm512_max_ps(bound, x); }
+  // The low bits of each lane moved into the exponent's place.
+  static Vec to_exponent(Vec x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 23));
+  }
+};
+
+}  // namespace

@@ -1,0 +1,124 @@
+/* The C ABI of the action_kernels libraries.
+ *
+ * Plain C, no torch: the Python side loads a library with ctypes, compares `ak_abi_version` and passes
+ * pointers of tensors that torch allocated. Matrices are row-major; a row's elements are contiguous.
+ * No function allocates memory that outlives the call, keeps a pointer, or throws.
+ */
+#ifndef ACTION_KERNELS_H
+#define ACTION_KERNELS_H
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define AK_API __declspec(dllexport)
+#else
+#define AK_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Raised whenever a signature, struct or the meaning of an argument changes. */
+#define AK_ABI_VERSION 1
+
+AK_API int ak_abi_version(void);
+
+enum ak_dtype { AK_FLOAT32 = 0, AK_BFLOAT16 = 1, AK_FLOAT16 = 2 };
+
+enum ak_status {
+  AK_OK = 0,
+  AK_BAD_SHAPE = 1,       /* a negative count, dim < 1, or a row stride < dim */
+  AK_BAD_DTYPE = 2,       /* not one of ak_dtype */
+  AK_BAD_SCALE = 3,       /* not finite, or not > 0 */
+  AK_MISSING_POINTER = 4, /* a required pointer is NULL */
+  AK_SMALL_WORKSPACE = 5, /* fewer bytes than the workspace query asks for */
+  AK_UNKNOWN_ISA = 6,     /* no such instruction set in this library */
+  AK_UNSUPPORTED_ISA = 7, /* compiled in, but this processor or system lacks it */
+  AK_NO_MEMORY = 8        /* the system refused memory or a thread */
+};
+
+/* English text for a status; never NULL. */
+AK_API const char* ak_status_message(int status);
+
+/* ---------------------------------------------------------------- CPU: instruction sets */
+
+/* Name of the instruction set in use ("avx512", "avx2", "portable"). On first use it is the one named
+ * by the environment variable ACTION_KERNELS_CPU_ISA, else the best that the processor supports. */
+AK_API const char* ak_cpu_isa(void);
+
+/* Use the named one from now on, in all threads; NULL or "auto": the best supported.
+ * Returns AK_UNKNOWN_ISA or AK_UNSUPPORTED_ISA and changes nothing if it cannot be had. */
+AK_API int ak_cpu_set_isa(const char* name);
+
+/* Names that ak_cpu_set_isa accepts here, comma-separated, best first. */
+AK_API const char* ak_cpu_supported_isas(void);
+
+/* Status of the choice by environment variable: AK_OK, AK_UNKNOWN_ISA or AK_UNSUPPORTED_ISA. */
+AK_API int ak_cpu_isa_status(void);
+
+/* ---------------------------------------------------------------- CPU: pairwise_lse */
+
+/* Rows of a (rows, dim) matrix. Rows with mask[i] == 0 are left out; what they hold is never used. */
+typedef struct ak_rows {
+  const void* data;
+  const uint8_t* mask; /* NULL: every row takes part */
+  int64_t rows;
+  int64_t row_stride; /* in elements */
+  int32_t dtype;      /* ak_dtype */
+} ak_rows;
+
+enum ak_pass { AK_FORWARD = 0, AK_GRAD_ANCHORS = 1, AK_GRAD_KEYS = 2 };
+
+/* Bytes of workspace for a pass: AK_FORWARD, or the sum of the gradients wanted. Negative: −ak_status.
+ * It depends on the instruction set in use, the thread count and the shapes, not on the data. */
+AK_API int64_t ak_cpu_pairwise_lse_workspace(const ak_rows* anchors, const ak_rows* keys, int64_t dim,
+                                             int pass, int threads);
+
+/* lse[i] = log Σ_j exp(scale · anchors_i · keys_j) over the keys that take part. keys == NULL: the
+ * anchors are their own keys and j == i is left out. −inf for an anchor without a key, 0 for one that
+ * the mask leaves out. Writes all of lse[0 … anchors->rows). `threads` ≥ 1 is an upper bound. The
+ * result does not depend on timing; it is the same for 1 to 4 threads. */
+AK_API int ak_cpu_pairwise_lse_forward(const ak_rows* anchors, const ak_rows* keys, int64_t dim,
+                                       double scale, float* lse, int threads, void* workspace,
+                                       int64_t workspace_bytes);
+
+/* Gradients of Σ_i grad_lse[i] · lse[i]: grad_anchors (anchors->rows, dim) and grad_keys
+ * (keys->rows, dim), contiguous, in the dtype of their rows, every element written; NULL for one that
+ * is not wanted. keys == NULL: grad_anchors holds both parts and grad_keys must be NULL. grad_lse of
+ * anchors that are left out is not used. */
+AK_API int ak_cpu_pairwise_lse_backward(const ak_rows* anchors, const ak_rows* keys, int64_t dim,
+                                        double scale, const float* grad_lse, const float* lse,
+                                        void* grad_anchors, void* grad_keys, int threads,
+                                        void* workspace, int64_t workspace_bytes);
+
+/* ---------------------------------------------------------------- CPU: prepare_rows */
+
+/* A channels-first map (batch, dim, pixels), or with pixels == 1 the rows of a (batch, dim) matrix;
+ * contiguous. */
+typedef struct ak_map {
+  const void* data;
+  int64_t batch;
+  int64_t dim;
+  int64_t pixels;
+  int32_t dtype; /* ak_dtype */
+} ak_map;
+
+/* rows[i] = factors[i] · x_i for pixel i in (batch, pixels) order, (batch · pixels, dim) of dtype
+ * rows_dtype; factors[i] = 1 / ‖x_i‖ (0 where the norm is below 1e-12), 1 if not normalising, and 0
+ * with a zero row where mask[i] == 0. mask may be NULL. */
+AK_API int ak_cpu_prepare_rows_forward(const ak_map* map, const uint8_t* mask, int normalize,
+                                       void* rows, int rows_dtype, float* factors, int threads);
+
+/* grad_map = f · (g − r (r · g)) with r = f · x, or f · g if not normalising; g = grad_rows
+ * (batch · pixels, dim) of dtype rows_dtype, f = factors of the forward pass. grad_map has the form and
+ * dtype of map. A pixel with factor 0 gets 0, whatever its values and its g are. */
+AK_API int ak_cpu_prepare_rows_backward(const ak_map* map, const void* grad_rows, int rows_dtype,
+                                        const float* factors, int normalize, void* grad_map,
+                                        int threads);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

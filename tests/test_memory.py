@@ -1,0 +1,112 @@
+"""The memory queue: order, wrapping, views that stay, several processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from action_kernels import MemoryQueue
+
+
+def numbered(first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    labels = torch.arange(first, first + count)
+    return labels[:, None].float().repeat(1, 3), labels
+
+
+def test_starts_with_unit_rows_without_a_class():
+    queue = MemoryQueue(7, 3)
+    assert queue.features.shape == (7, 3)
+    torch.testing.assert_close(queue.features.norm(dim=1), torch.ones(7))
+    assert queue.labels.tolist() == [-1] * 7
+    assert torch.equal(queue.features, MemoryQueue(7, 3).features)
+    other = MemoryQueue(7, 3, generator=torch.Generator().manual_seed(1))
+    assert not torch.equal(queue.features, other.features)
+
+
+@pytest.mark.parametrize("batches", [[3] * 9, [1, 2, 3, 4, 5, 6, 7], [7, 7], [20, 2], [0, 5], [8]])
+def test_holds_the_latest_in_order(batches):
+    queue, seen = MemoryQueue(7, 3), 0
+    for count in batches:
+        queue.enqueue(*numbered(seen, count))
+        seen += count
+        expected = [-1] * max(7 - seen, 0) + list(range(max(seen - 7, 0), seen))
+        assert queue.labels.tolist() == expected
+        known = queue.labels >= 0
+        assert queue.features[known][:, 0].tolist() == expected[int((~known).sum()) :]
+
+
+def test_views_stay_as_they_are():
+    queue = MemoryQueue(5, 3)
+    views, copies = [], []
+    for step in range(12):
+        views.append(queue.features)
+        copies.append(queue.features.clone())
+        queue.enqueue(*numbered(3 * step, 3))
+    for view, copy in zip(views, copies, strict=True):
+        assert torch.equal(view, copy)
+
+
+def test_a_step_copies_only_what_it_adds():
+    queue = MemoryQueue(8, 3)
+    before = queue.features
+    queue.enqueue(*numbered(0, 4))
+    assert queue.features.data_ptr() == before.data_ptr() + 4 * 3 * 4
+
+
+def test_autograd_accepts_the_next_step():
+    queue, x = MemoryQueue(4, 3), torch.ones(2, 3, requires_grad=True)
+    total = (x @ queue.features.T).sum()
+    queue.enqueue(*numbered(0, 2))
+    total.backward()
+    assert x.grad.isfinite().all()
+
+
+def test_state_dict_round_trips():
+    first, second = MemoryQueue(5, 3), MemoryQueue(5, 3)
+    for step in range(4):
+        first.enqueue(*numbered(2 * step, 2))
+    second.load_state_dict(first.state_dict())
+    for queue in (first, second):
+        queue.enqueue(*numbered(100, 2))
+    assert torch.equal(first.features, second.features)
+    assert torch.equal(first.labels, second.labels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.ones(2, 4), torch.zeros(2, dtype=torch.int64)), "features must have dim 3"),
+        ((torch.ones(2, 3), torch.zeros(3, dtype=torch.int64)), r"labels must have shape \(2,\)"),
+        ((torch.ones(2, 3), torch.zeros(2)), "labels must hold integers"),
+    ],
+)
+def test_errors_name_the_argument(arguments, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        MemoryQueue(5, 3).enqueue(*arguments)
+
+
+def test_bad_size():
+    with pytest.raises(ValueError, match="size must be a whole number ≥ 1, got 0"):
+        MemoryQueue(0, 3)
+
+
+def _enqueue_in_a_process(rank: int, folder: str) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    queue = MemoryQueue(6, 3)
+    for step in range(3):
+        queue.enqueue(*numbered(10 * step + 5 * rank, 2))
+    torch.save((queue.features, queue.labels), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_processes_hold_the_same_queue(tmp_path: Path):
+    mp.spawn(_enqueue_in_a_process, (str(tmp_path),), nprocs=2)
+    (first, labels), (second, other_labels) = (torch.load(tmp_path / f"{r}.pt") for r in (0, 1))
+    assert torch.equal(first, second)
+    assert labels.tolist() == other_labels.tolist() == [15, 16, 20, 21, 25, 26]
