@@ -47,7 +47,7 @@ class Build(build_ext):
 
     def run(self) -> None:
         self.inplace = self.inplace or self.editable_mode
-        target = ROOT if self.inplace else Path(self.build_lib)
+        target = ROOT if self.inplace else Path(self.build_lib).resolve()  # ninja runs elsewhere
         folder = target / LIBRARY_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         objects = Path(self.build_temp).resolve()
@@ -70,7 +70,7 @@ class Build(build_ext):
         return [str(library) for library in getattr(self, "_libraries", [])]
 
     def get_source_files(self) -> list[str]:
-        return [str(path.relative_to(ROOT)) for path in sorted(SOURCES.rglob("*")) if path.is_file()]
+        return [str(path.relative_to(ROOT)) for path in SOURCES.rglob("*") if path.is_file()]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import platform
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -18,6 +19,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 def report() -> str:
     """The diagnosis as text, a section a topic."""
     lines: list[str] = []
+    warnings.simplefilter("ignore", RuntimeWarning)  # what they say stands in the report
     for title, section in (
         ("versions", _versions()),
         ("devices", _devices()),
@@ -57,7 +59,8 @@ def _devices() -> Iterator[str]:
 def _backends() -> Iterator[str]:
     for backend in registry.backends():
         devices = ", ".join(sorted(backend.devices)) if backend.devices else "every device"
-        reasons = [registry.unavailable(backend.name, kind) for kind in backend.devices or {"cpu"}]
+        kinds = sorted(backend.devices or {"cpu"})
+        reasons = [registry.unavailable(backend.name, kind) for kind in kinds]
         state = "ready" if None in reasons else f"not available: {reasons[0]}"
         yield f"{backend.name:<10} for {devices}: {state}"
         module = importlib.import_module(backend.module) if None in reasons else None
@@ -70,11 +73,10 @@ def _backends() -> Iterator[str]:
 def _choices() -> Iterator[str]:
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
-        yield f"{device:<26}" + "".join(f"{str(dtype).removeprefix('torch.'):<11}" for dtype in DTYPES)
-        registry.backend_of("pairwise_lse_forward", device, torch.float32)  # loads the backends
+        yield f"{device:<30}" + "".join(f"{str(dtype).removeprefix('torch.'):<11}" for dtype in DTYPES)
         for op in registry.operations():
             chosen = "".join(f"{_choice(op, device, dtype):<11}" for dtype in DTYPES)
-            yield f"  {op:<24}{chosen}"
+            yield f"  {op:<28}{chosen}"
 
 
 def _choice(op: str, device: str, dtype: torch.dtype) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
+from torch._library.custom_ops import CustomOpDef
 
 
-def refuse_second_derivatives(op: torch.library.CustomOpDef, name: str) -> None:
+def refuse_second_derivatives(op: CustomOpDef, name: str) -> None:
     """Make differentiating the backward op `op` of `name` an error instead of a wrong number."""
 
     def refuse(_ctx: Any, *_gradients: Any) -> Any:

@@ -145,28 +145,16 @@ class use_backend:  # lower case: a function that also serves in a `with` statem
 @contextmanager
 def isolated() -> Iterator[None]:
     """Undo every registration made inside: for tests that declare backends of their own."""
-    saved = dict(_backends), dict(_kernels), dict(_resolved), _forced
+    global _forced
+    tables: tuple[dict[Any, Any], ...] = (_backends, _kernels, _resolved)
+    saved, forced = [dict(table) for table in tables], _forced
     try:
         yield
     finally:
-        _restore(*saved)
-
-
-def _restore(
-    saved_backends: dict[str, Backend],
-    saved_kernels: dict[tuple[str, str], _Registration],
-    saved_resolved: dict[tuple[str, str, torch.dtype, str | None], Kernel],
-    forced: str | None,
-) -> None:
-    global _forced
-    for target, saved in (
-        (_backends, saved_backends),
-        (_kernels, saved_kernels),
-        (_resolved, saved_resolved),
-    ):
-        target.clear()  # type: ignore[attr-defined]
-        target.update(saved)  # type: ignore[attr-defined]
-    _forced = forced
+        for table, entries in zip(tables, saved, strict=True):
+            table.clear()
+            table.update(entries)
+        _forced = forced
 
 
 def _check_known(name: str, argument: str) -> None:
