@@ -1,5 +1,10 @@
 // The C ABI: arguments checked, the instruction set chosen, calls handed to its kernels.
+#include <dlfcn.h>
 #include <pthread.h>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
 
 #include <atomic>
 #include <cmath>
@@ -198,6 +203,14 @@ const char* ak_cpu_supported_isas(void) {
     return list;
   }();
   return names.c_str();
+}
+
+const char* ak_cpu_openmp_library(void) {
+#if defined(_OPENMP)
+  Dl_info info;
+  if (dladdr(reinterpret_cast<void*>(&omp_get_thread_num), &info) && info.dli_fname) return info.dli_fname;
+#endif
+  return "none";
 }
 
 int64_t ak_cpu_pairwise_lse_workspace(const ak_rows* anchors, const ak_rows* keys, int64_t dim, int pass,

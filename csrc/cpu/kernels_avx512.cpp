@@ -1,5 +1,10 @@
 #if defined(__x86_64__)
 
+// GCC 12 takes the deliberately undefined operands of its own intrinsics for mistakes.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
 #include "pairwise_lse.h"
 #include "prepare_rows.h"
 #include "vector_avx512.h"

@@ -57,6 +57,9 @@ AK_API const char* ak_cpu_supported_isas(void);
 /* Status of the choice by environment variable: AK_OK, AK_UNKNOWN_ISA or AK_UNSUPPORTED_ISA. */
 AK_API int ak_cpu_isa_status(void);
 
+/* File of the OpenMP runtime whose functions this library is bound to; it should be torch's. */
+AK_API const char* ak_cpu_openmp_library(void);
+
 /* ---------------------------------------------------------------- CPU: pairwise_lse */
 
 /* Rows of a (rows, dim) matrix. Rows with mask[i] == 0 are left out; what they hold is never used. */
