@@ -158,11 +158,11 @@ def test_many_classes_take_the_other_road():
 
 
 def test_gradients_flow_to_whoever_asks():
-    features, labels, centers = batch()
-    keys = queue()
+    features, labels, centers = batch(7)
+    keys = queue(6)
     given = [
         tensor.clone().requires_grad_()
-        for tensor in (features, centers, keys["keys"], batch(seed=7)[0])
+        for tensor in (features, centers, keys["keys"], batch(7, seed=7)[0])
     ]
 
     def loss(features, centers, keys_, paired):
@@ -176,16 +176,30 @@ def test_gradients_flow_to_whoever_asks():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("form", ["batch", "queue"])
-def test_lower_precision_is_as_exact_as_pytorch(dtype, form):
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_lower_precision_is_as_exact_as_pytorch(backend, dtype, form):
+    action_kernels.use_backend(backend)
     features, labels, centers = batch(200)
     options = queue(300) if form == "queue" else {}
-    exact = saacl_loss(features.to(dtype).double(), labels, centers, **options)
-    low = {k: v.to(dtype) if v.is_floating_point() else v for k, v in options.items()}
-    ours = saacl_loss(features.to(dtype), labels, centers.float(), **low)
-    theirs = eager.saacl(features.to(dtype), labels, centers.to(dtype), **low).float().mean()
-    assert ours.dtype == torch.float32
+    low = options_in(dtype, options)
+    ours, theirs = (features.to(dtype).requires_grad_() for _ in range(2))
+    loss = saacl_loss(ours, labels, centers.float(), **low)
+    loss.backward()
+    peer = eager.saacl(theirs, labels, centers.to(dtype), **low).float().mean()
+    peer.backward()
+    truth = features.to(dtype).double().requires_grad_()
+    with action_kernels.use_backend("reference"):
+        exact = saacl_loss(truth, labels, centers, **options_in(torch.float64, low))
+    exact.backward()
+    assert loss.dtype == torch.float32
+    assert ours.grad.dtype == dtype
     floor = torch.finfo(dtype).eps  # eager may hit the exact value by chance
-    assert relative_error(ours, exact) < 3 * relative_error(theirs, exact) + floor
+    assert relative_error(loss, exact) < 3 * relative_error(peer, exact) + floor
+    assert relative_error(ours.grad, truth.grad) < 3 * relative_error(theirs.grad, truth.grad)
+
+
+def options_in(dtype, options):
+    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in options.items()}
 
 
 def test_autocast_leaves_the_sums_alone():

@@ -62,6 +62,8 @@ def architectures() -> list[str]:
 def unavailable(device_type: str) -> str | None:
     if device_type != "cuda":
         return f"it serves CUDA devices, not {device_type!r}"
+    if not torch.cuda.is_available():
+        return "no GPU is available"
     try:
         load()
     except (OSError, RuntimeError, AttributeError) as error:
