@@ -73,7 +73,9 @@ def _backends() -> Iterator[str]:
 def _choices() -> Iterator[str]:
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
-        yield f"{device:<30}" + "".join(f"{str(dtype).removeprefix('torch.'):<11}" for dtype in DTYPES)
+        yield f"{device:<30}" + "".join(
+            f"{str(dtype).removeprefix('torch.'):<11}" for dtype in DTYPES
+        )
         for op in registry.operations():
             chosen = "".join(f"{_choice(op, device, dtype):<11}" for dtype in DTYPES)
             yield f"  {op:<28}{chosen}"

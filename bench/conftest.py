@@ -10,7 +10,9 @@ import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--benchmark", action="store_true", help="run the benchmarks (they take minutes)")
+    parser.addoption(
+        "--benchmark", action="store_true", help="run the benchmarks (they take minutes)"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -26,9 +26,7 @@ def test_descent_where_no_simplex_fits(num_classes, dim):
     torch.testing.assert_close(centers.norm(dim=1), torch.ones(num_classes))
     assert torch.equal(centers, class_centers(num_classes, dim))
     energy = center_energy(centers.double())
-    assert all(
-        energy < center_energy(unit_rows(num_classes, dim, seed=seed)) for seed in range(20)
-    )
+    assert all(energy < center_energy(unit_rows(num_classes, dim, seed=seed)) for seed in range(20))
     products = (centers @ centers.T).fill_diagonal_(-1)
     if (num_classes, dim) == (6, 2):  # a regular hexagon
         torch.testing.assert_close(products.amax(1), torch.full((6,), 0.5), atol=0.01, rtol=0)

@@ -162,7 +162,10 @@ def test_only_requested_gradients_are_computed(monkeypatch):
         ({"anchors": torch.zeros(3, 2, dtype=torch.int64)}, "anchors must be float16"),
         ({"anchors": [1.0]}, "anchors must be a torch.Tensor, got list"),
         ({"keys": torch.zeros(4, 3)}, r"keys must have dim 2, got shape \(4, 3\)"),
-        ({"keys": torch.zeros(4, 2).double()}, "keys is torch.float64 but anchors is torch.float32"),
+        (
+            {"keys": torch.zeros(4, 2).double()},
+            "keys is torch.float64 but anchors is torch.float32",
+        ),
         ({"keys": torch.zeros(4, 2, device="meta")}, "keys is on meta but anchors on cpu"),
         ({"scale": 0.0}, "scale must be finite and > 0, got 0.0"),
         ({"scale": float("nan")}, "scale must be finite and > 0"),

@@ -30,7 +30,9 @@ def test_unknown_backend_lists_the_known():
 def test_unavailable_backend_says_why_and_lists_the_available():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU: the CUDA backend is available")
-    with pytest.raises(RuntimeError, match=r"'cuda' cannot be used here: .* Available: .*reference"):
+    with pytest.raises(
+        RuntimeError, match=r"'cuda' cannot be used here: .* Available: .*reference"
+    ):
         action_kernels.use_backend("cuda")
 
 
@@ -64,7 +66,9 @@ def test_a_broken_backend_is_reported_and_the_next_serves():
         registry._backends.clear()
         registry.declare("broken", "action_kernels.no_such_module", frozenset({"cpu"}))
         registry._backends.update(saved)
-        with pytest.warns(RuntimeWarning, match="backend 'broken' is not used: ModuleNotFoundError"):
+        with pytest.warns(
+            RuntimeWarning, match="backend 'broken' is not used: ModuleNotFoundError"
+        ):
             action_kernels.pairwise_lse(torch.ones(2, 2), scale=1.0)
         with pytest.raises(RuntimeError, match="'broken' cannot be used here"):
             action_kernels.use_backend("broken")

@@ -124,7 +124,9 @@ def test_odd_batches_are_finite(name, positives, form):
     features, labels = odd_batches()[name]
     features = features.clone().requires_grad_()
     options = queue() if form == "queue" else {}
-    loss = saacl_loss(features, labels, class_centers(K, D).double(), positives=positives, **options)
+    loss = saacl_loss(
+        features, labels, class_centers(K, D).double(), positives=positives, **options
+    )
     loss.backward()
     assert loss.isfinite()
     assert features.grad.isfinite().all()
@@ -226,10 +228,19 @@ def test_compiles_whole():
     [
         ({"features": torch.ones(5)}, r"features must have shape \(n, dim\) or"),
         ({"features": torch.ones(5, D, dtype=torch.int32)}, "features must be float16"),
-        ({"features": torch.full((5, D), torch.nan)}, "features holds 30 NaN or infinite values of 30"),
-        ({"labels": torch.zeros(4, dtype=torch.int64)}, r"labels must have shape \(5,\), got \(4,\)"),
+        (
+            {"features": torch.full((5, D), torch.nan)},
+            "features holds 30 NaN or infinite values of 30",
+        ),
+        (
+            {"labels": torch.zeros(4, dtype=torch.int64)},
+            r"labels must have shape \(5,\), got \(4,\)",
+        ),
         ({"labels": torch.zeros(5)}, "labels must hold integers, got torch.float32"),
-        ({"labels": torch.tensor([0, 1, 2, 3, 4])}, r"labels must be 0 … 3 or -1 \(ignored\), found 4"),
+        (
+            {"labels": torch.tensor([0, 1, 2, 3, 4])},
+            r"labels must be 0 … 3 or -1 \(ignored\), found 4",
+        ),
         ({"labels": torch.tensor([0, 1, -2, 3, 0])}, "found -2"),
         ({"labels": torch.zeros(5, dtype=torch.int64, device="meta")}, "labels is on meta"),
         ({"centers": torch.ones(K, D + 1)}, r"centers must have dim 6, got shape \(4, 7\)"),
