@@ -3,10 +3,26 @@
 import action_kernels.backends  # noqa: F401 - declares the backends
 from action_kernels._version import __version__
 from action_kernels.centers import RunningClassMeans, allocate_centers, class_centers
-from action_kernels.losses import SAACL, info_nce_loss, nt_xent_loss, saacl_loss, supcon_loss
+from action_kernels.heads import SampledHead
+from action_kernels.losses import (
+    SAACL,
+    anatomical_contrast_loss,
+    info_nce_loss,
+    nt_xent_loss,
+    relational_loss,
+    saacl_loss,
+    supcon_loss,
+)
 from action_kernels.memory import MemoryQueue
-from action_kernels.ops import pairwise_lse
+from action_kernels.ops import (
+    indexed_lse,
+    pairwise_lse,
+    prepare_rows,
+    sample_pixels,
+    sampled_features,
+)
 from action_kernels.ops.registry import use_backend
+from action_kernels.sampling import class_relation, draw_negatives
 from action_kernels.temperature import AnatomicalTemperature
 
 __all__ = [
@@ -14,13 +30,22 @@ __all__ = [
     "AnatomicalTemperature",
     "MemoryQueue",
     "RunningClassMeans",
+    "SampledHead",
     "__version__",
     "allocate_centers",
+    "anatomical_contrast_loss",
     "class_centers",
+    "class_relation",
+    "draw_negatives",
+    "indexed_lse",
     "info_nce_loss",
     "nt_xent_loss",
     "pairwise_lse",
+    "prepare_rows",
+    "relational_loss",
     "saacl_loss",
+    "sample_pixels",
+    "sampled_features",
     "supcon_loss",
     "use_backend",
 ]
