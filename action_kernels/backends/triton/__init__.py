@@ -6,7 +6,20 @@ A kernel family a file. Importing them asks for no driver; the first launch does
 
 from __future__ import annotations
 
-from action_kernels.backends.triton import pairwise_lse
+from action_kernels.backends.triton import (
+    indexed_lse,
+    pairwise_lse,
+    prepare_rows,
+    sample_pixels,
+    sampled_features,
+)
 from action_kernels.backends.triton.device import unavailable
 
-__all__ = ["pairwise_lse", "unavailable"]
+__all__ = [
+    "indexed_lse",
+    "pairwise_lse",
+    "prepare_rows",
+    "sample_pixels",
+    "sampled_features",
+    "unavailable",
+]

@@ -122,7 +122,7 @@ def launch(
     kernel: Any, grid: tuple[int, ...], shape: LaunchShape, *arguments: Any, **constants: Any
 ) -> None:
     """Launch on the device and the current stream of the first argument that is a tensor."""
-    options = {"num_warps": shape.warps, "num_stages": shape.stages}
+    options = {"num_warps": shape.warps, "num_stages": shape.stages, "enable_fp_fusion": True}
     if _recorder is not None:
         _recorder.launches.append(Launch(kernel, grid, arguments, constants, options))
         return

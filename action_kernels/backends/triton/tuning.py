@@ -47,34 +47,79 @@ def forward_candidates(target: Target, dim: int, itemsize: int) -> list[Tiles]:
     """
     if target is INTERPRETER:
         return [Tiles(16, 16, 4, 1)]
-    sides = (128, 64, 32) if itemsize == 2 else (64, 32)
-    return _that_fit(
-        target,
-        dim,
-        itemsize,
-        [
-            Tiles(side, side, 8 if side == 128 else 4, stages)
-            for side in sides
-            for stages in (3, 2, 1)
-        ],
-    )
+    if itemsize == 4:  # three tf32 products keep both halves of the operands in registers
+        sides = [64, 32, 16] if target.capability >= 90 else [32, 16]
+        candidates = [Tiles(side, side, 8, stages) for side in sides for stages in (2, 1)]
+    else:
+        warps = 4 if target.capability >= 100 else 8  # sm_100: one warp group reads tensor memory
+        candidates = [Tiles(128, 128, warps, 3), Tiles(128, 128, warps, 2)]
+        candidates += [Tiles(side, side, 4, stages) for side in (64, 32, 16) for stages in (3, 2, 1)]
+    return _that_fit(target, dim, itemsize, candidates)
 
 
 def backward_candidates(target: Target, dim: int, itemsize: int) -> list[Tiles]:
-    """Tiles of `pairwise_lse` backward, which keeps (rows, dim) in float32 registers."""
+    """Tiles of `pairwise_lse` backward, the rule's choice first.
+
+    A program keeps (rows, dim) sums in float32 registers.
+    """
     if target is INTERPRETER:
         return [Tiles(32, 16, 4, 1)]
-    rows = 128 if padded(dim) <= 128 and itemsize == 2 else 64
-    return _that_fit(
-        target,
-        dim,
-        itemsize,
-        [
-            Tiles(rows, keys, 8, stages)
+    if itemsize == 4:
+        candidates = [Tiles(32, keys, 8, stages) for keys in (32, 16) for stages in (2, 1)]
+        candidates += [Tiles(16, 16, 8, stages) for stages in (2, 1)]
+    else:
+        rows = 128 if padded(dim) <= 128 else 64
+        largest = 64 if padded(dim) <= 256 else 32
+        candidates = [
+            Tiles(side, keys, 8, stages)
+            for side in (rows, 32)
             for keys in (64, 32, 16)
             for stages in (3, 2, 1)
-        ],
-    )
+            if keys <= min(largest, side)
+        ]
+    return _that_fit(target, dim, itemsize, candidates)
+
+
+def gather_tiles(target: Target, dim: int, itemsize: int, queries_per_run: int) -> Tiles:
+    """Tiles of `indexed_lse`: a run of one query is a vector, others share bank rows."""
+    if target is INTERPRETER:
+        return Tiles(1 if queries_per_run == 1 else 16, 16, 4, 1)
+    if queries_per_run == 1:
+        return Tiles(1, max(4, 4096 // padded(dim)), 4, 1)
+    rows = 64 if itemsize == 2 and queries_per_run > 32 and padded(dim) <= 256 else 32
+    candidates = [Tiles(rows, keys, 8, stages) for keys in (32, 16) for stages in (2, 1)]
+    candidates += [Tiles(16, 16, 8, 1)]
+    return _that_fit(target, dim, itemsize, candidates)[0]
+
+
+@dataclass(frozen=True)
+class RowTiles:
+    """Tiles (rows, padded_dim) of `prepare_rows`."""
+
+    rows: int
+    padded_dim: int
+    warps: int
+    stages: int = 1
+
+    @staticmethod
+    def of(dim: int) -> RowTiles:
+        """About 4096 elements; 32 rows at best, a sector of a channels-first map in half precision."""
+        padded_dim = padded(dim)
+        return RowTiles(max(1, min(32, 4096 // padded_dim)), padded_dim, 4)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Elements a program takes at a time, its warps and stages."""
+
+    block: int
+    warps: int
+    stages: int = 1
+
+
+SAMPLING = Block(512, 4)  # pixels: also what one draw scans
+SCAN = Block(1024, 4)
+CHANNELS = Block(32, 4)  # of `sampled_features`; the taps, 16 or 32, are the tile's other side
 
 
 def _that_fit(target: Target, dim: int, itemsize: int, candidates: list[Tiles]) -> list[Tiles]:
