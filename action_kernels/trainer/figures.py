@@ -119,9 +119,10 @@ def training_figure(history: dict[str, list[dict[str, float]]], path: Path) -> N
     losses.set_title("losses (before weighting)", fontsize=10)
     losses.legend(fontsize=8, frameon=False)
     _schedule_panel(schedule, history["losses"], steps)
+    when = [entry["iteration"] for entry in history["validation"]]
     for name, colour in zip(FOREGROUND, COLOURS[1:], strict=True):
-        points = [(entry["iteration"], 100 * entry[name]) for entry in history["validation"]]
-        validation.plot(*zip(*points, strict=True), color=colour, label=name, marker="o", markersize=3) if points else None
+        values = [100 * entry[name] for entry in history["validation"]]
+        validation.plot(when, values, color=colour, label=name, marker="o", markersize=3)
     validation.set_ylim(0, 100)
     validation.set_title("validation Dice %", fontsize=10)
     validation.legend(fontsize=8, frameon=False)

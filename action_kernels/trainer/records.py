@@ -17,6 +17,11 @@ from .evaluation import FOREGROUND
 History = dict[str, list[dict[str, float]]]
 
 
+def diverged(iteration: int) -> str:
+    """What to tell when numbers are no longer finite."""
+    return f"training has diverged by iteration {iteration}: a lower --learning-rate or --amp off may help"
+
+
 class Record:
     """Collects numbers during training; `history` goes into checkpoints, so a resumed run has all of it."""
 
@@ -34,9 +39,7 @@ class Record:
         """
         entry = {name: loss.item() for name, loss in losses.items()} | schedules
         if not math.isfinite(entry["total"]):
-            raise TrainerError(
-                f"the loss at iteration {iteration} is {entry['total']}; a lower --learning-rate or --amp off may help"
-            )
+            raise TrainerError(diverged(iteration))
         self.history["losses"].append({"iteration": iteration, **entry})
         for name, value in entry.items():
             kind = "schedule" if name in schedules else "loss"

@@ -49,7 +49,7 @@ def report_cases(results: Iterable[CaseResult], folder: Path, facts: dict[str, A
         write_prediction(result, predictions)
         case_figure(result, pictures / f"{result.case.name}.png")
         scores[result.case.name] = result.scores
-        if len(shown) < GALLERY_CASES:
+        if len(shown) < GALLERY_CASES and result.case.patient not in {one.case.patient for one in shown}:
             shown.append(result)
     summary = summarise(scores)
     write_summary(summary, facts, folder)

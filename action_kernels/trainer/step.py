@@ -10,14 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from action_kernels.losses.anatomical_contrast import anatomical_contrast_loss
 from action_kernels.losses.saacl import SAACL
-from action_kernels.temperature import AnatomicalTemperature
 from action_kernels.sampling import draw_negatives, sample_pixels
+from action_kernels.temperature import AnatomicalTemperature
 
 from .cases import CLASS_NAMES
 from .configuration import Configuration
 from .mixing import PseudoLabelled, mix_slices
-from .networks import Embeddings, SegmentationModel, make_teacher, update_teacher
+from .networks import Embeddings, Pyramid, SegmentationModel, make_teacher, update_teacher
 from .objectives import pseudo_label_loss, supervised_loss
 
 NUM_CLASSES = len(CLASS_NAMES)
@@ -97,19 +98,17 @@ def training_step(state: TrainingState, images: Tensor, labels: Tensor) -> Losse
 
     losses = {
         "supervised": supervised_loss(logits[:count], labels),
-        "pseudo_label": pseudo_label_loss(logits[count:], pseudo.labels, pseudo.confidence, config.strong_threshold),
+        "pseudo_label": pseudo_label_loss(
+            logits[count:], pseudo.labels, pseudo.confidence, config.strong_threshold
+        ),
+        **contrastive_losses(state, pyramid, teacher_labelled, logits, labels, pseudo),
     }
-    weights = {"supervised": 1.0, "pseudo_label": config.unsupervised_weight}
-    if config.saacl_weight or config.anco_weight:
-        tau = state.temperature(state.iteration)
-        embeddings = state.student.embeddings(pyramid)
-        if teacher_labelled is not None:
-            losses["saacl"] = saacl_term(state, embeddings, teacher_labelled, logits[:count], labels, tau)
-            weights["saacl"] = config.saacl_weight
-        if config.anco_weight:
-            losses["anco"] = anco_term(config, embeddings, logits, labels, pseudo, tau)
-            weights["anco"] = config.anco_weight
-
+    weights = {
+        "supervised": 1.0,
+        "pseudo_label": config.unsupervised_weight,
+        "saacl": config.saacl_weight,
+        "anco": config.anco_weight,
+    }
     total = sum((weights[name] * loss for name, loss in losses.items()), torch.zeros((), device=state.device))
     state.optimizer.zero_grad(set_to_none=True)
     state.scaler.scale(total).backward()
@@ -138,6 +137,30 @@ def teacher_view(state: TrainingState, images: Tensor) -> tuple[PseudoLabelled, 
         logits, embeddings = logits[count:], state.teacher.embeddings(tuple(level[:count] for level in pyramid))
     confidence, pseudo_labels = logits.float().softmax(1).max(1)
     return PseudoLabelled(images[count:], pseudo_labels, confidence), embeddings
+
+
+def contrastive_losses(
+    state: TrainingState,
+    pyramid: Pyramid,
+    teacher_labelled: Embeddings | None,
+    logits: Tensor,
+    labels: Tensor,
+    pseudo: PseudoLabelled,
+) -> Losses:
+    """SAACL and AnCo, those in use, at the temperature of the iteration (ATS, eq. 6)."""
+    config = state.config
+    losses: Losses = {}
+    if not (config.saacl_weight or config.anco_weight):
+        return losses
+    tau = state.temperature(state.iteration)
+    with state.autocast:
+        embeddings = state.student.embeddings(pyramid)
+        if teacher_labelled is not None:
+            labelled_logits = logits[: config.labelled_batch]
+            losses["saacl"] = saacl_term(state, embeddings, teacher_labelled, labelled_logits, labels, tau)
+        if config.anco_weight:
+            losses["anco"] = anco_term(config, embeddings, logits, labels, pseudo, tau)
+    return losses
 
 
 def saacl_term(

@@ -23,10 +23,10 @@ from .datasets import SliceDataset, training_batches
 from .errors import TrainerError
 from .evaluation import evaluate_cases, summarise
 from .figures import training_figure
-from .records import Record
+from .records import Record, diverged
 from .reports import about, report_cases
 from .splits import Split, split_patients
-from .step import TrainingState, new_state, training_step
+from .step import Losses, TrainingState, new_state, training_step
 
 
 class Interrupted(Exception):
@@ -90,7 +90,7 @@ def train(
     config = state.config
     last = config.max_iterations
     for images, labels in batches:
-        losses = training_step(state, images, labels)
+        losses = checked_step(state, images, labels)
         done = state.iteration
         record.bar.update()
         if done % config.log_every == 0 or done in (1, last):
@@ -105,6 +105,16 @@ def train(
             save_checkpoint(state, record.history, folder)
         if stop.requested:
             return
+
+
+def checked_step(state: TrainingState, images: torch.Tensor, labels: torch.Tensor) -> Losses:
+    """`training_step`; where the library refuses its input because the weights have diverged, say so."""
+    try:
+        return training_step(state, images, labels)
+    except ValueError as error:
+        if all(bool(parameter.isfinite().all()) for parameter in state.student.parameters()):
+            raise
+        raise TrainerError(diverged(state.iteration)) from error
 
 
 def validate(state: TrainingState, cases: list[Case]) -> dict[str, Any]:
