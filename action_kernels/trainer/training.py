@@ -108,11 +108,13 @@ def train(
 
 
 def checked_step(state: TrainingState, images: torch.Tensor, labels: torch.Tensor) -> Losses:
-    """`training_step`; where the library refuses its input because the weights have diverged, say so."""
+    """`training_step`; where the library refuses embeddings that are no longer finite, say what happened."""
     try:
         return training_step(state, images, labels)
     except ValueError as error:
-        if all(bool(parameter.isfinite().all()) for parameter in state.student.parameters()):
+        with torch.no_grad():
+            logits, _ = state.student(images.to(state.device))
+        if logits.isfinite().all():
             raise
         raise TrainerError(diverged(state.iteration)) from error
 
