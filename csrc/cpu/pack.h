@@ -4,6 +4,10 @@
 // rows, and `index` leads back.
 #pragma once
 
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
+
 #include "micro_kernels.h"
 #include "numbers.h"
 #include "parallel.h"
@@ -75,28 +79,59 @@ void select_rows(const ak_rows& rows, PackedRows& packed) {
   packed.padded = round_up_to_panel<I>(packed.valid);
 }
 
-// One slice of the rows of a panel, into slices and, times `factor`, into panels; adds to each row's squares.
+// to[c, r] = factor · from[r, c] for a 4 × 4 block.
+AK_INLINE void transpose_block(const float* from, int64_t from_stride, float factor, float* to, int64_t to_stride) {
+#if defined(__SSE__)
+  __m128 row[4];
+  AK_UNROLL for (int r = 0; r < 4; ++r) row[r] = _mm_mul_ps(_mm_set1_ps(factor), _mm_loadu_ps(from + r * from_stride));
+  _MM_TRANSPOSE4_PS(row[0], row[1], row[2], row[3]);
+  AK_UNROLL for (int c = 0; c < 4; ++c) _mm_storeu_ps(to + c * to_stride, row[c]);
+#else
+  for (int r = 0; r < 4; ++r)
+    for (int c = 0; c < 4; ++c) to[c * to_stride + r] = factor * from[r * from_stride + c];
+#endif
+}
+
+// One slice of the rows of a panel: `columns` values of each as float32 in `block`, zero beyond them and
+// beyond the valid rows; adds to each row's squares.
+template <class I>
+void load_slice(const ak_rows& rows, const PackedRows& packed, int64_t first_row, int64_t start, int64_t columns,
+                float* block, typename I::Vec* squares) {
+  constexpr int64_t panel = Blocking<I>::panel, slice = Blocking<I>::slice;
+  for (int64_t r = 0; r < panel; ++r) {
+    float* row = block + r * slice;
+    const bool is_valid = first_row + r < packed.valid;
+    for (int64_t k = is_valid ? columns : 0; k < slice; ++k) row[k] = 0;
+    if (!is_valid) continue;
+    const int64_t place = packed.original(first_row + r) * rows.row_stride + start;
+    // A constant count where it can be, so that no call is made for a few bytes.
+    if (columns == slice) {
+      load_floats(rows.data, rows.dtype, place, slice, row);
+    } else {
+      load_floats(rows.data, rows.dtype, place, columns, row);
+    }
+    for (int64_t k = 0; k < slice; k += I::lanes) {
+      const typename I::Vec x = I::load(row + k);
+      squares[r] = I::fma(x, x, squares[r]);
+    }
+  }
+}
+
+// One slice of the rows of a panel, into slices and, times `factor`, into panels.
 template <class I>
 void pack_slice(const ak_rows& rows, PackedRows& packed, int64_t first_row, int64_t start, int64_t columns,
                 int64_t dim, float factor, typename I::Vec* squares) {
   constexpr int64_t panel = Blocking<I>::panel, slice = Blocking<I>::slice;
   float local[panel * slice];
   float* block = packed.slices ? packed.slices + start * packed.capacity + first_row * slice : local;
-  for (int64_t r = 0; r < panel; ++r) {
-    float* row = block + r * slice;
-    for (int64_t k = 0; k < slice; ++k) row[k] = 0;
-    if (first_row + r >= packed.valid) continue;
-    load_floats(rows.data, rows.dtype, packed.original(first_row + r) * rows.row_stride + start, columns, row);
-    for (int64_t k = 0; k < slice; k += I::lanes) {
-      const typename I::Vec x = I::load(row + k);
-      squares[r] = I::fma(x, x, squares[r]);
-    }
-  }
+  load_slice<I>(rows, packed, first_row, start, columns, block, squares);
   if (!packed.panels) return;
-  float* panel_rows = packed.panels + (first_row * dim) + start * panel;
-  for (int64_t k = 0; k < columns; ++k) {
-    for (int64_t r = 0; r < panel; ++r) panel_rows[k * panel + r] = factor * block[r * slice + k];
-  }
+  float* keys = packed.panels + first_row * dim + start * panel;
+  const int64_t whole = columns / 4 * 4;
+  for (int64_t k = 0; k < whole; k += 4)
+    for (int64_t r = 0; r < panel; r += 4) transpose_block(block + r * slice + k, slice, factor, keys + k * panel + r, panel);
+  for (int64_t k = whole; k < columns; ++k)
+    for (int64_t r = 0; r < panel; ++r) keys[k * panel + r] = factor * block[r * slice + k];
 }
 
 // The larger; NaN if either is.

@@ -170,46 +170,41 @@ void for_each_tile(const Schedule& schedule, const Workspace& work, const Side& 
 // ------------------------------------------------------------------------------------------ scores
 
 // Sets scores beyond the valid rows and columns, and on and below the diagonal of a diagonal tile, to
-// `lowest`, whose power of two is 0. Through memory: it is needed at the edges only.
+// `masked`, whose power of two is 0.
 template <class I>
-__attribute__((noinline)) void mask_scores(float* scores, int64_t row, int64_t column, int64_t rows_valid,
-                                           int64_t columns_valid, bool diagonal) {
-  constexpr int64_t panel = Blocking<I>::panel;
+AK_NOINLINE void mask_scores(float* scores, int64_t stride, int64_t row, int64_t column, int64_t rows_valid,
+                             int64_t columns_valid, bool diagonal, float masked) {
   for (int64_t r = 0; r < I::score_rows; ++r) {
-    for (int64_t c = 0; c < panel; ++c) {
+    for (int64_t c = 0; c < Blocking<I>::panel; ++c) {
       const bool counts = row + r < rows_valid && column + c < columns_valid;
-      if (!counts || (diagonal && column + c <= row + r)) scores[r * panel + c] = lowest;
+      if (!counts || (diagonal && column + c <= row + r)) scores[r * stride + c] = masked;
     }
   }
 }
 
 // use(row, column, scores) for every block of scores of the tile that reaches above the diagonal, panel by
-// panel; row and column count from the tile's first. after_panel(column) follows each panel.
-template <class I, class Use, class AfterPanel>
+// panel; row and column count from the tile's first. `scores` points to the block's score_rows × panel
+// scores: in `block` at its place in a tile if InPlace, else always at the start of `block`, densely.
+template <class I, bool InPlace, class Use>
 AK_INLINE void for_each_score_block(const Side& anchors, const Side& keys, int64_t dim, const Tile& tile,
-                                    const Use& use, const AfterPanel& after_panel) {
+                                    float masked, float* block, const Use& use) {
   constexpr int64_t panel = Blocking<I>::panel, slice = Blocking<I>::slice;
+  constexpr int64_t stride = InPlace ? tile_rows : panel;
   const int64_t slice_stride = anchors.packed.capacity * slice;
   for (int64_t column = tile.column_begin; column < tile.column_end; column += panel) {
     const float* panel_keys = keys.packed.panels + column * dim;
     for (int64_t row = tile.row_begin; row < tile.row_end; row += I::score_rows) {
       if (tile.diagonal && row >= column + panel - 1) break;
-      ScoreBlock<I> scores;
-      score_block<I>(anchors.packed.slices + row * slice, slice_stride, panel_keys, dim, scores);
+      const int64_t tile_row = row - tile.row_begin, tile_column = column - tile.column_begin;
+      float* scores = InPlace ? block + tile_row * tile_rows + tile_column : block;
+      score_block<I>(anchors.packed.slices + row * slice, slice_stride, panel_keys, dim, scores, stride);
       const bool at_edge = row + I::score_rows > anchors.packed.valid || column + panel > keys.packed.valid;
       if (at_edge || (tile.diagonal && row + I::score_rows > column)) {
-        float masked[I::score_rows * panel];
-        AK_UNROLL for (int r = 0; r < I::score_rows; ++r)
-          AK_UNROLL for (int v = 0; v < I::score_vectors; ++v)
-            I::store(masked + r * panel + v * I::lanes, scores[r][v]);
-        mask_scores<I>(masked, row, column, anchors.packed.valid, keys.packed.valid, tile.diagonal);
-        AK_UNROLL for (int r = 0; r < I::score_rows; ++r)
-          AK_UNROLL for (int v = 0; v < I::score_vectors; ++v)
-            scores[r][v] = I::load(masked + r * panel + v * I::lanes);
+        mask_scores<I>(scores, stride, row, column, anchors.packed.valid, keys.packed.valid, tile.diagonal,
+                       masked);
       }
-      use(row - tile.row_begin, column - tile.column_begin, scores);
+      use(tile_row, tile_column, scores);
     }
-    after_panel(column - tile.column_begin);
   }
 }
 
@@ -219,38 +214,35 @@ AK_INLINE void for_each_score_block(const Side& anchors, const Side& keys, int64
 template <class I, bool Symmetric>
 void add_sums_plain(const Side& anchors, const Side& keys, int64_t dim, const Tile& tile, const Scratch& scratch) {
   using Vec = typename I::Vec;
-  const int64_t rows = tile.row_end - tile.row_begin;
+  constexpr int64_t panel = Blocking<I>::panel;
+  const int64_t rows = tile.row_end - tile.row_begin, columns = tile.column_end - tile.column_begin;
   for (int64_t i = 0; i < rows; ++i) I::store(scratch.row_lanes + i * I::lanes, I::zero());
-  Vec panel_sums[I::score_vectors];
-  AK_UNROLL for (int v = 0; v < I::score_vectors; ++v) panel_sums[v] = I::zero();
-  for_each_score_block<I>(
-      anchors, keys, dim, tile,
-      [&](int64_t row, int64_t, ScoreBlock<I>& scores) __attribute__((always_inline)) {
+  for (int64_t j = 0; j < columns; ++j) scratch.column_sums[j] = 0;
+  for_each_score_block<I, false>(
+      anchors, keys, dim, tile, masked_if_bounded, scratch.tile,
+      [&](int64_t row, int64_t column, const float* scores) {
+        Vec column_sums[I::score_vectors];
+        AK_UNROLL for (int v = 0; v < I::score_vectors; ++v)
+          column_sums[v] = I::load(scratch.column_sums + column + v * I::lanes);
         AK_UNROLL for (int r = 0; r < I::score_rows; ++r) {
           float* lanes = scratch.row_lanes + (row + r) * I::lanes;
           Vec row_sum = I::load(lanes);
           AK_UNROLL for (int v = 0; v < I::score_vectors; ++v) {
-            const Vec e = exp2_lanes<I>(scores[r][v]);
+            const Vec e = exp2_bounded<I>(I::load(scores + r * panel + v * I::lanes));
             row_sum = I::add(row_sum, e);
-            if (Symmetric) panel_sums[v] = I::add(panel_sums[v], e);
+            if (Symmetric) column_sums[v] = I::add(column_sums[v], e);
           }
           I::store(lanes, row_sum);
         }
-      },
-      [&](int64_t column) __attribute__((always_inline)) {
         if (!Symmetric) return;
-        AK_UNROLL for (int v = 0; v < I::score_vectors; ++v) {
-          I::store(scratch.column_sums + column + v * I::lanes, panel_sums[v]);
-          panel_sums[v] = I::zero();
-        }
+        AK_UNROLL for (int v = 0; v < I::score_vectors; ++v)
+          I::store(scratch.column_sums + column + v * I::lanes, column_sums[v]);
       });
   for (int64_t i = 0; i < rows; ++i) {
     anchors.sums[tile.row_begin + i] += sum_of_lanes<I>(I::load(scratch.row_lanes + i * I::lanes));
   }
   if (!Symmetric) return;
-  for (int64_t j = 0; j < tile.column_end - tile.column_begin; ++j) {
-    keys.sums[tile.column_begin + j] += scratch.column_sums[j];
-  }
+  for (int64_t j = 0; j < columns; ++j) keys.sums[tile.column_begin + j] += scratch.column_sums[j];
 }
 
 // Writes the tile's scores to scratch.tile, `lowest` where there is none.
@@ -259,14 +251,7 @@ void store_scores(const Side& anchors, const Side& keys, int64_t dim, const Tile
   if (tile.diagonal) {  // blocks below the diagonal are not computed
     for (int64_t i = 0; i < tile_rows * tile_rows; ++i) scratch.tile[i] = lowest;
   }
-  for_each_score_block<I>(
-      anchors, keys, dim, tile,
-      [&](int64_t row, int64_t column, ScoreBlock<I>& scores) __attribute__((always_inline)) {
-        AK_UNROLL for (int r = 0; r < I::score_rows; ++r)
-          AK_UNROLL for (int v = 0; v < I::score_vectors; ++v)
-            I::store(scratch.tile + (row + r) * tile_rows + column + v * I::lanes, scores[r][v]);
-      },
-      [](int64_t) {});
+  for_each_score_block<I, true>(anchors, keys, dim, tile, lowest, scratch.tile, [](int64_t, int64_t, float*) {});
 }
 
 // Brings a row's sum from its maximum so far to the larger of that and `maximum`, which is returned; adds
@@ -293,7 +278,7 @@ void add_row_sums_online(const Side& anchors, const Tile& tile, const Scratch& s
     const Vec shift = I::set(shift_of(raise_maximum(anchors, tile.row_begin + i, maximum)));
     Vec sum = I::zero();
     for (int64_t j = 0; j < columns; j += I::lanes) {
-      sum = I::add(sum, exp2_lanes<I>(I::subtract(I::load(scores + j), shift)));
+      sum = I::add(sum, exp2_any<I>(I::subtract(I::load(scores + j), shift)));
     }
     anchors.sums[tile.row_begin + i] += sum_of_lanes<I>(sum);
   }
@@ -318,7 +303,7 @@ void add_column_sums_online(const Side& keys, const Tile& tile, const Scratch& s
     const Vec shift = I::load(scratch.column_maxima + j);
     Vec sum = I::zero();
     for (int64_t i = 0; i < rows; ++i) {
-      sum = I::add(sum, exp2_lanes<I>(I::subtract(I::load(scratch.tile + i * tile_rows + j), shift)));
+      sum = I::add(sum, exp2_any<I>(I::subtract(I::load(scratch.tile + i * tile_rows + j), shift)));
     }
     I::store(scratch.column_sums + j, sum);
   }
@@ -378,31 +363,31 @@ void lse_forward(const LseCall& call) {
 template <class I, bool Symmetric, bool Online>
 void store_weights(const Side& anchors, const Side& keys, int64_t dim, const Tile& tile, const Scratch& scratch) {
   using Vec = typename I::Vec;
-  for_each_score_block<I>(
-      anchors, keys, dim, tile,
-      [&](int64_t row, int64_t column, ScoreBlock<I>& scores) __attribute__((always_inline)) {
-        AK_UNROLL for (int r = 0; r < I::score_rows; ++r) {
-          const int64_t i = tile.row_begin + row + r;
-          AK_UNROLL for (int v = 0; v < I::score_vectors; ++v) {
-            const int64_t j = tile.column_begin + column + v * I::lanes;
-            const Vec row_weight = I::broadcast(anchors.weights + i);
-            Vec weight;
-            if (!Online) {
-              weight = Symmetric ? I::add(row_weight, I::load(keys.weights + j)) : row_weight;
-              weight = I::multiply(weight, exp2_lanes<I>(scores[r][v]));
-            } else {
-              const Vec row_lse = I::broadcast(anchors.lse + i);
-              weight = I::multiply(row_weight, exp2_lanes<I>(I::subtract(scores[r][v], row_lse)));
-              if (Symmetric) {
-                const Vec p = exp2_lanes<I>(I::subtract(scores[r][v], I::load(keys.lse + j)));
-                weight = I::fma(I::load(keys.weights + j), p, weight);
-              }
-            }
-            I::store(scratch.tile + (row + r) * tile_rows + column + v * I::lanes, weight);
+  const auto turn_into_weights = [&](int64_t row, int64_t column, float* block) {
+    AK_UNROLL for (int r = 0; r < I::score_rows; ++r) {
+      const Vec row_weight = I::broadcast(anchors.weights + tile.row_begin + row + r);
+      const Vec row_lse = I::broadcast(anchors.lse + tile.row_begin + row + r);
+      AK_UNROLL for (int v = 0; v < I::score_vectors; ++v) {
+        const int64_t j = tile.column_begin + column + v * I::lanes;
+        float* place = block + r * tile_rows + v * I::lanes;
+        const Vec score = I::load(place);
+        Vec weight;
+        if (!Online) {
+          weight = Symmetric ? I::add(row_weight, I::load(keys.weights + j)) : row_weight;
+          weight = I::multiply(weight, exp2_bounded<I>(score));
+        } else {
+          weight = I::multiply(row_weight, exp2_any<I>(I::subtract(score, row_lse)));
+          if (Symmetric) {
+            const Vec p = exp2_any<I>(I::subtract(score, I::load(keys.lse + j)));
+            weight = I::fma(I::load(keys.weights + j), p, weight);
           }
         }
-      },
-      [](int64_t) {});
+        I::store(place, weight);
+      }
+    }
+  };
+  for_each_score_block<I, true>(anchors, keys, dim, tile, Online ? lowest : masked_if_bounded, scratch.tile,
+                                turn_into_weights);
 }
 
 // Copies what is above the diagonal of a diagonal tile below it.
@@ -410,24 +395,6 @@ inline void mirror(float* tile, int64_t rows) {
   for (int64_t i = 0; i < rows; ++i) {
     tile[i * tile_rows + i] = 0;
     for (int64_t j = 0; j < i; ++j) tile[i * tile_rows + j] = tile[j * tile_rows + i];
-  }
-}
-
-template <class I, int Vectors>
-AK_INLINE void add_product_block(const typename I::Vec (&sums)[I::product_rows][Vectors], int64_t rows,
-                                 int64_t columns, const Side& side, int64_t first_row, int64_t dim,
-                                 int64_t first_column) {
-  for (int64_t r = 0; r < rows; ++r) {
-    float* gradient = side.gradient + side.packed.original(first_row + r) * dim + first_column;
-    if (columns == Vectors * I::lanes) {
-      for (int v = 0; v < Vectors; ++v) {
-        I::store(gradient + v * I::lanes, I::add(I::load(gradient + v * I::lanes), sums[r][v]));
-      }
-    } else {
-      float values[Vectors * I::lanes];
-      for (int v = 0; v < Vectors; ++v) I::store(values + v * I::lanes, sums[r][v]);
-      for (int64_t k = 0; k < columns; ++k) gradient[k] += values[k];
-    }
   }
 }
 
@@ -439,11 +406,11 @@ void add_product_slice(const float* weights, const Side& out, int64_t out_begin,
   const int64_t columns = dim - first_column < Vectors * I::lanes ? dim - first_column : Vectors * I::lanes;
   const float* features = in.packed.slices + first_column * in.packed.capacity + in_begin * Blocking<I>::slice;
   for (int64_t row = out_begin; row < out_end; row += I::product_rows) {
-    typename I::Vec sums[I::product_rows][Vectors];
-    const float* block = weights + (row - out_begin) * (Transposed ? 1 : tile_rows);
-    product_block<I, Transposed, Vectors>(block, in_end - in_begin, features, sums);
     const int64_t rows = out_end - row < I::product_rows ? out_end - row : I::product_rows;
-    add_product_block<I, Vectors>(sums, rows, columns, out, row, dim, first_column);
+    float* out_rows[I::product_rows];
+    for (int64_t r = 0; r < rows; ++r) out_rows[r] = out.gradient + out.packed.original(row + r) * dim + first_column;
+    const float* block = weights + (row - out_begin) * (Transposed ? 1 : tile_rows);
+    product_block<I, Transposed, Vectors>(block, in_end - in_begin, features, columns, out_rows, rows);
   }
 }
 

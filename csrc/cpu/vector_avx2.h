@@ -23,6 +23,10 @@ struct Avx2 {
   static Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
   // The larger of bound and x; x where x is NaN.
   static Vec at_least(Vec bound, Vec x) { return _mm256_max_ps(bound, x); }
+  // The sum of the lanes' bits as integers.
+  static Vec add_bits(Vec a, Vec b) {
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
+  }
   // The low bits of each lane moved into the exponent's place.
   static Vec to_exponent(Vec x) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 23));

@@ -23,6 +23,10 @@ struct Avx512 {
   static Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
   // The larger of bound and x; x where x is NaN.
   static Vec at_least(Vec bound, Vec x) { return _mm512_max_ps(bound, x); }
+  // The sum of the lanes' bits as integers.
+  static Vec add_bits(Vec a, Vec b) {
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+  }
   // The low bits of each lane moved into the exponent's place.
   static Vec to_exponent(Vec x) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 23));

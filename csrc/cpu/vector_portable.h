@@ -28,6 +28,8 @@ struct Portable {
   static Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
   // The larger of bound and x; x where x is NaN.
   static Vec at_least(Vec bound, Vec x) { return bound > x ? bound : x; }
+  // The sum of the lanes' bits as integers.
+  static Vec add_bits(Vec a, Vec b) { return (Vec)((Bits)a + (Bits)b); }
   // The low bits of each lane moved into the exponent's place.
   static Vec to_exponent(Vec x) { return (Vec)((Bits)x << 23); }
 };
