@@ -6,15 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
+from processes import enqueue_in_a_process, numbered
 
 from action_kernels import MemoryQueue
-
-
-def numbered(first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    labels = torch.arange(first, first + count)
-    return labels[:, None].float().repeat(1, 3), labels
 
 
 def test_starts_with_unit_rows_without_a_class():
@@ -94,19 +89,8 @@ def test_bad_size():
         MemoryQueue(0, 3)
 
 
-def _enqueue_in_a_process(rank: int, folder: str) -> None:
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
-    queue = MemoryQueue(6, 3)
-    for step in range(3):
-        queue.enqueue(*numbered(10 * step + 5 * rank, 2))
-    torch.save((queue.features, queue.labels), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
 def test_processes_hold_the_same_queue(tmp_path: Path):
-    mp.spawn(_enqueue_in_a_process, (str(tmp_path),), nprocs=2)
+    mp.spawn(enqueue_in_a_process, (str(tmp_path),), nprocs=2)
     (first, labels), (second, other_labels) = (torch.load(tmp_path / f"{r}.pt") for r in (0, 1))
     assert torch.equal(first, second)
     assert labels.tolist() == other_labels.tolist() == [15, 16, 20, 21, 25, 26]
