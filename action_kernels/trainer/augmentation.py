@@ -30,7 +30,9 @@ def rotate_and_flip(
     """
     if rng.random() < 0.5:
         turns, axis = int(rng.integers(4)), int(rng.integers(2))
-        return np.flip(np.rot90(image, turns), axis).copy(), np.flip(np.rot90(label, turns), axis).copy()
+        return np.flip(np.rot90(image, turns), axis).copy(), np.flip(
+            np.rot90(label, turns), axis
+        ).copy()
     if rng.random() < 0.5:
         angle = rng.uniform(-20, 20)
         border = float(image.min())

@@ -57,7 +57,9 @@ def find_cases(data: str, phantom_patients: int, seed: int) -> list[Case]:
         return _phantom_cases(phantom_patients, seed)
     root = Path(data).expanduser()
     if not root.is_dir():
-        raise TrainerError(f"--data: there is no folder {root}; give the folder of ACDC, or 'phantom' to need none")
+        raise TrainerError(
+            f"--data: there is no folder {root}; give the folder of ACDC, or 'phantom' to need none"
+        )
     cases = _h5_cases(root) or _nifti_cases(root)
     if not cases:
         raise TrainerError(_nothing_found(root))
@@ -66,14 +68,19 @@ def find_cases(data: str, phantom_patients: int, seed: int) -> list[Case]:
 
 def _phantom_cases(patients: int, seed: int) -> list[Case]:
     return [
-        Case(f"phantom{number:03d}_frame{frame + 1:02d}", f"phantom{number:03d}", partial(_phantom, seed, number, frame))
+        Case(
+            f"phantom{number:03d}_frame{frame + 1:02d}",
+            f"phantom{number:03d}",
+            partial(_phantom, seed, number, frame),
+        )
         for number in range(1, patients + 1)
         for frame in (0, 1)
     ]
 
 
 def _phantom(seed: int, number: int, frame: int) -> Volume:
-    return Volume(*draw_patient(seed, number)[frame], affine=np.eye(4))
+    image, label = draw_patient(seed, number)[frame]
+    return Volume(image, label, np.eye(4))
 
 
 def patient_of(name: str) -> str:
@@ -97,7 +104,11 @@ def _h5_cases(root: Path) -> list[Case]:
             slices.setdefault(match["case"], []).append((int(match["number"]), path))
         else:
             volumes[path.stem] = path
-    stacks = {name: [path for _, path in sorted(paths)] for name, paths in slices.items() if name not in volumes}
+    stacks = {
+        name: [path for _, path in sorted(paths)]
+        for name, paths in slices.items()
+        if name not in volumes
+    }
     return [_case(name, partial(_read_h5, path)) for name, path in volumes.items()] + [
         _case(name, partial(_read_h5_slices, paths)) for name, paths in stacks.items()
     ]
@@ -108,7 +119,9 @@ def _read_h5(path: Path) -> Volume:
         with h5py.File(path) as file:
             image, label = file["image"][()], file["label"][()]
     except KeyError as error:
-        raise TrainerError(f"{path} has no dataset of that name: {error}; 'image' and 'label' are needed") from None
+        raise TrainerError(
+            f"{path} has no dataset of that name: {error}; 'image' and 'label' are needed"
+        ) from None
     except OSError as error:
         raise TrainerError(f"{path} cannot be read: {error}") from None
     return _checked(path, image, label, np.eye(4))
@@ -132,10 +145,14 @@ def _nifti_cases(root: Path) -> list[Case]:
         for path in sorted(root.rglob("*_frame*.nii*"))
         if path.is_file() and re.search(_NIFTI_SUFFIX, path.name)
     }
-    labels = {name.removesuffix("_gt"): path for name, path in files.items() if name.endswith("_gt")}
+    labels = {
+        name.removesuffix("_gt"): path for name, path in files.items() if name.endswith("_gt")
+    }
     missing = sorted(set(labels) - set(files))
     if missing:
-        raise TrainerError(f"--data: {labels[missing[0]]} has no image {missing[0]}.nii[.gz|.bz2] in {root}")
+        raise TrainerError(
+            f"--data: {labels[missing[0]]} has no image {missing[0]}.nii[.gz|.bz2] in {root}"
+        )
     return [_case(name, partial(_read_nifti, files[name], path)) for name, path in labels.items()]
 
 
@@ -144,15 +161,19 @@ def _read_nifti(image_path: Path, label_path: Path) -> Volume:
         image, label = nibabel.load(image_path), nibabel.load(label_path)
         arrays = [np.asarray(file.dataobj).transpose(2, 1, 0) for file in (image, label)]  # type: ignore[attr-defined]
     except (OSError, EOFError, ValueError, nibabel.filebasedimages.ImageFileError) as error:
-        raise TrainerError(f"{image_path} and its _gt cannot be read as 3D NIfTI volumes: {error}") from None
-    return _checked(image_path, *arrays, image.affine)  # type: ignore[attr-defined]
+        raise TrainerError(
+            f"{image_path} and its _gt cannot be read as 3D NIfTI volumes: {error}"
+        ) from None
+    return _checked(image_path, arrays[0], arrays[1], image.affine)  # type: ignore[attr-defined]
 
 
 def _checked(path: Path, image: np.ndarray, label: np.ndarray, affine: np.ndarray) -> Volume:
     if image.ndim == 2:
         image, label = image[None], label[None]
     if image.shape != label.shape or image.ndim != 3:
-        raise TrainerError(f"{path}: image {image.shape} and label {label.shape} must be volumes of one shape")
+        raise TrainerError(
+            f"{path}: image {image.shape} and label {label.shape} must be volumes of one shape"
+        )
     if not np.isfinite(image).all():
         raise TrainerError(f"{path}: the image holds NaN or infinite intensities")
     label = np.rint(label)
@@ -160,7 +181,11 @@ def _checked(path: Path, image: np.ndarray, label: np.ndarray, affine: np.ndarra
         raise TrainerError(
             f"{path}: labels from {label.min():g} to {label.max():g} were found, 0 … {len(CLASS_NAMES) - 1} are accepted"
         )
-    return Volume(np.ascontiguousarray(image, np.float32), label.astype(np.uint8), np.asarray(affine, np.float64))
+    return Volume(
+        np.ascontiguousarray(image, np.float32),
+        label.astype(np.uint8),
+        np.asarray(affine, np.float64),
+    )
 
 
 def _nothing_found(root: Path) -> str:

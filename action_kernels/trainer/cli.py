@@ -10,13 +10,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .configuration import CONFIGURATION_FILE, PRESETS, Configuration, add_arguments, given_fields, option_name, preset
+from .configuration import (
+    CONFIGURATION_FILE,
+    PRESETS,
+    Configuration,
+    add_arguments,
+    given_fields,
+    option_name,
+    preset,
+)
 from .errors import TrainerError
 
 INTERRUPTED = 130
 
 # What may differ when a run goes on: where it runs and what it records, not what it computes.
-RESUME_MAY_CHANGE = ("data", "device", "num_workers", "log_every", "validate_every", "checkpoint_every", "final_list")
+RESUME_MAY_CHANGE = (
+    "data",
+    "device",
+    "num_workers",
+    "log_every",
+    "validate_every",
+    "checkpoint_every",
+    "final_list",
+)
 
 
 def add_commands(subparsers: Any) -> None:
@@ -27,9 +43,15 @@ def add_commands(subparsers: Any) -> None:
         description="Train ACTION++ (fine-tuning stage) and evaluate the result.",
         epilog="example: action-kernels train --preset demo",
     )
-    train.add_argument("--preset", choices=sorted(PRESETS), help="where the configuration starts from")
-    train.add_argument("--output", type=Path, help="folder for everything the run leaves (default: runs/PRESET)")
-    train.add_argument("--resume", action="store_true", help="go on from the output folder's latest checkpoint")
+    train.add_argument(
+        "--preset", choices=sorted(PRESETS), help="where the configuration starts from"
+    )
+    train.add_argument(
+        "--output", type=Path, help="folder for everything the run leaves (default: runs/PRESET)"
+    )
+    train.add_argument(
+        "--resume", action="store_true", help="go on from the output folder's latest checkpoint"
+    )
     add_arguments(train)
     train.set_defaults(run=run_train)
 
@@ -41,13 +63,17 @@ def add_commands(subparsers: Any) -> None:
     )
     evaluate.add_argument("folder", type=Path, metavar="RUN", help="the output folder of 'train'")
     evaluate.add_argument("--data", help="where the data is now (default: where the run found it)")
-    evaluate.add_argument("--list", choices=("test", "val"), default="test", help="which patients (default: test)")
+    evaluate.add_argument(
+        "--list", choices=("test", "val"), default="test", help="which patients (default: test)"
+    )
     evaluate.add_argument("--output", type=Path, help="folder for the results (default: RUN/LIST)")
     evaluate.add_argument("--device", help="'auto', 'cpu', 'cuda' … (default: that of the run)")
     evaluate.set_defaults(run=run_evaluate)
 
 
-def _telling_errors(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+def _telling_errors(
+    command: Callable[[argparse.Namespace], int],
+) -> Callable[[argparse.Namespace], int]:
     """Errors that the user can put right become one sentence on stderr and exit status 2."""
 
     @functools.wraps(command)
@@ -84,7 +110,9 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     """The ``evaluate`` command."""
     from .training import evaluate_run
 
-    changes = {name: getattr(arguments, name) for name in ("data", "device") if getattr(arguments, name)}
+    changes = {
+        name: getattr(arguments, name) for name in ("data", "device") if getattr(arguments, name)
+    }
     output = arguments.output or arguments.folder / arguments.list
     evaluate_run(arguments.folder, arguments.list, output, **changes)
     return 0
@@ -104,7 +132,9 @@ def chosen_configuration(arguments: argparse.Namespace, folder: Path) -> Configu
                 f"{option_name(name)}: {value} was given, but the run to resume has {getattr(config, name)}; "
                 f"leave it out, or start a new run in another --output"
             )
-    return replace(config, **{name: value for name, value in given.items() if name in RESUME_MAY_CHANGE})
+    return replace(
+        config, **{name: value for name, value in given.items() if name in RESUME_MAY_CHANGE}
+    )
 
 
 def _preset_for(given: dict[str, Any]) -> str:
@@ -120,13 +150,17 @@ def output_folder(output: Path | None, preset_name: str | None, resume: bool) ->
     used = [path for path in _numbered(stem) if path.exists()]
     if resume:
         if not used:
-            raise TrainerError(f"--resume: there is no run in runs/{stem}; name its folder with --output")
+            raise TrainerError(
+                f"--resume: there is no run in runs/{stem}; name its folder with --output"
+            )
         return used[-1]
     return next(path for path in _numbered(stem) if path not in used)
 
 
 def _numbered(stem: str) -> list[Path]:
-    return [Path("runs") / (stem if number == 1 else f"{stem}-{number}") for number in range(1, 1000)]
+    return [
+        Path("runs") / (stem if number == 1 else f"{stem}-{number}") for number in range(1, 1000)
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,34 +30,54 @@ class Configuration:
     data: str = _setting("phantom", "a folder with ACDC (h5 or NIfTI layout), or 'phantom'")
     labelled_patients: int = _setting(7, "patients of the training list whose labels are used")
     phantom_patients: int = _setting(24, "patients to generate when data is 'phantom'")
-    patch_size: int = _setting(256, "slices are resized to this many pixels a side, a multiple of 16")
-    interpolation: Literal["nearest", "linear"] = _setting("nearest", "how images are resized and rotated")
+    patch_size: int = _setting(
+        256, "slices are resized to this many pixels a side, a multiple of 16"
+    )
+    interpolation: Literal["nearest", "linear"] = _setting(
+        "nearest", "how images are resized and rotated"
+    )
     labelled_batch: int = _setting(4, "labelled slices a step")
     unlabelled_batch: int = _setting(4, "unlabelled slices a step")
-    num_workers: int = _setting(2, "processes that prepare batches; 0 prepares them in the training process")
+    num_workers: int = _setting(
+        2, "processes that prepare batches; 0 prepares them in the training process"
+    )
 
     # Networks
-    widths: tuple[int, ...] = _setting((16, 32, 64, 128, 256), "channels of the U-Net, fine to coarse")
+    widths: tuple[int, ...] = _setting(
+        (16, 32, 64, 128, 256), "channels of the U-Net, fine to coarse"
+    )
     norm: Literal["instance", "batch"] = _setting("instance", "normalisation layers of the U-Net")
     dropout: float = _setting(0.0, "dropout ratio of the U-Net")
     head: Literal["sampled", "dense"] = _setting(
         "sampled", "representation head: evaluated at the pixels used, or as a map of every pixel"
     )
     embedding_dim: int = _setting(128, "dimensions of the pixel embeddings")
-    teacher_momentum: float = _setting(0.99, "momentum of the teacher, a moving average of the student")
+    teacher_momentum: float = _setting(
+        0.99, "momentum of the teacher, a moving average of the student"
+    )
 
     # Pseudo-labels
-    mix: Literal["cutmix", "classmix", "none"] = _setting("cutmix", "how unlabelled slices are mixed")
-    strong_threshold: float = _setting(0.97, "confidence of a reliable pseudo-label, and of an easy pixel")
-    weak_threshold: float = _setting(0.7, "pseudo-labels below this confidence take no part in AnCo")
+    mix: Literal["cutmix", "classmix", "none"] = _setting(
+        "cutmix", "how unlabelled slices are mixed"
+    )
+    strong_threshold: float = _setting(
+        0.97, "confidence of a reliable pseudo-label, and of an easy pixel"
+    )
+    weak_threshold: float = _setting(
+        0.7, "pseudo-labels below this confidence take no part in AnCo"
+    )
     unsupervised_weight: float = _setting(1.0, "weight of the pseudo-label cross-entropy")
 
     # Contrastive losses
     saacl_weight: float = _setting(0.01, "weight of SAACL on labelled pixels; 0 leaves it out")
-    anco_weight: float = _setting(0.01, "weight of anatomical contrast on all pixels; 0 leaves it out")
+    anco_weight: float = _setting(
+        0.01, "weight of anatomical contrast on all pixels; 0 leaves it out"
+    )
     center_weight: float = _setting(0.2, "weight of the centre term in SAACL (lambda_a)")
     queries_per_class: int = _setting(256, "pixels per class in SAACL and AnCo")
-    negatives_per_class: int = _setting(512, "negatives per class in AnCo, shared by the class's queries")
+    negatives_per_class: int = _setting(
+        512, "negatives per class in AnCo, shared by the class's queries"
+    )
     queue_size: int = _setting(12288, "teacher embeddings kept as SAACL's keys")
     relation_temperature: float = _setting(0.5, "temperature of AnCo's draw of negative classes")
     temperature_low: float = _setting(0.1, "lowest temperature of the schedule (ATS)")
@@ -68,7 +88,9 @@ class Configuration:
     temperature_period: float = _setting(1.0, "period of the schedule, in units of max_iterations")
 
     # Optimisation
-    max_iterations: int = _setting(20_000, "training steps; decay and temperature follow this length")
+    max_iterations: int = _setting(
+        20_000, "training steps; decay and temperature follow this length"
+    )
     learning_rate: float = _setting(0.01, "learning rate at the start")
     learning_rate_power: float = _setting(0.9, "exponent of the polynomial decay")
     momentum: float = _setting(0.9, "momentum of SGD")
@@ -82,35 +104,74 @@ class Configuration:
     log_every: int = _setting(20, "steps between two entries of the training record")
     validate_every: int = _setting(1000, "steps between two validations; 0 validates never")
     checkpoint_every: int = _setting(500, "steps between two checkpoints")
-    final_list: Literal["val", "test"] = _setting("val", "the patients on whom the finished run is evaluated")
+    final_list: Literal["val", "test"] = _setting(
+        "val", "the patients on whom the finished run is evaluated"
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))
-        for name in ("labelled_patients", "labelled_batch", "unlabelled_batch", "embedding_dim", "max_iterations"):
+        for name in (
+            "labelled_patients",
+            "labelled_batch",
+            "unlabelled_batch",
+            "embedding_dim",
+            "max_iterations",
+        ):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("queries_per_class", "negatives_per_class", "queue_size", "log_every", "checkpoint_every"):
+        for name in (
+            "queries_per_class",
+            "negatives_per_class",
+            "queue_size",
+            "log_every",
+            "checkpoint_every",
+        ):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("num_workers", "validate_every", "saacl_weight", "anco_weight", "unsupervised_weight"):
+        for name in (
+            "num_workers",
+            "validate_every",
+            "saacl_weight",
+            "anco_weight",
+            "unsupervised_weight",
+        ):
             self._require(name, getattr(self, name) >= 0, "at least 0")
-        for name in ("learning_rate", "temperature_low", "temperature_period", "relation_temperature"):
+        for name in (
+            "learning_rate",
+            "temperature_low",
+            "temperature_period",
+            "relation_temperature",
+        ):
             self._require(name, getattr(self, name) > 0, "greater than 0")
         for name in ("teacher_momentum", "momentum", "dropout"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         for name in ("strong_threshold", "weak_threshold"):
             self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        self._require("temperature_high", self.temperature_high >= self.temperature_low, "at least temperature_low")
+        self._require(
+            "temperature_high",
+            self.temperature_high >= self.temperature_low,
+            "at least temperature_low",
+        )
         self._require("widths", len(self.widths) == 5, "five channel counts, fine to coarse")
         self._require(
-            "patch_size", self.patch_size >= 32 and self.patch_size % 16 == 0, "a multiple of 16, at least 32"
+            "patch_size",
+            self.patch_size >= 32 and self.patch_size % 16 == 0,
+            "a multiple of 16, at least 32",
         )
-        self._require("phantom_patients", self.phantom_patients >= 4, "at least 4 (train 2, val 1, test 1)")
+        self._require(
+            "phantom_patients", self.phantom_patients >= 4, "at least 4 (train 2, val 1, test 1)"
+        )
         for field, kind in _field_types().items():
             if get_origin(kind) is Literal:
-                self._require(field, getattr(self, field) in get_args(kind), f"one of {', '.join(get_args(kind))}")
+                self._require(
+                    field,
+                    getattr(self, field) in get_args(kind),
+                    f"one of {', '.join(get_args(kind))}",
+                )
 
     def _require(self, name: str, holds: bool, accepted: str) -> None:
         if not holds:
-            raise TrainerError(f"{option_name(name)}: {getattr(self, name)} was given, {accepted} is accepted")
+            raise TrainerError(
+                f"{option_name(name)}: {getattr(self, name)} was given, {accepted} is accepted"
+            )
 
     def save(self, path: Path) -> None:
         """Write the configuration as JSON."""
@@ -131,7 +192,9 @@ class Configuration:
             raise TrainerError(f"{path} is not JSON: {error}") from None
         unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
-            raise TrainerError(f"{path} names fields this version does not know: {', '.join(unknown)}")
+            raise TrainerError(
+                f"{path} names fields this version does not know: {', '.join(unknown)}"
+            )
         return cls(**values)
 
 
@@ -160,7 +223,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 def preset(name: str, **overrides: Any) -> Configuration:
     """The configuration of a preset, with the given fields replaced."""
     if name not in PRESETS:
-        raise TrainerError(f"--preset: {name!r} was given, one of {', '.join(sorted(PRESETS))} is accepted")
+        raise TrainerError(
+            f"--preset: {name!r} was given, one of {', '.join(sorted(PRESETS))} is accepted"
+        )
     return Configuration(**{**PRESETS[name], **overrides})
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from .configuration import Configuration
 from .errors import TrainerError
 
 UNLABELLED = -1
+Batches: TypeAlias = "DataLoader[tuple[torch.Tensor, torch.Tensor]]"
 _LABELLED_STREAM, _UNLABELLED_STREAM, _AUGMENTATION_STREAM = range(3)
 
 
@@ -30,13 +32,15 @@ class Request:
     draw: int
 
 
-class SliceDataset(Dataset):
+class SliceDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """The slices of the training cases, labelled ones first; the labels of the others are not kept.
 
     An item is an image (1, patch, patch) float32 and a label (patch, patch) int64, all −1 where unlabelled.
     """
 
-    def __init__(self, labelled: Sequence[Case], unlabelled: Sequence[Case], config: Configuration) -> None:
+    def __init__(
+        self, labelled: Sequence[Case], unlabelled: Sequence[Case], config: Configuration
+    ) -> None:
         self.images: list[np.ndarray] = []
         self.labels: list[np.ndarray | None] = []
         self.config = config
@@ -49,7 +53,9 @@ class SliceDataset(Dataset):
             self.images.extend(standardise(case.read().image))
         self.labels.extend([None] * (len(self.images) - self.labelled_count))
         if 0 in (self.labelled_count, len(self.images) - self.labelled_count):
-            raise TrainerError("--data: labelled and unlabelled training slices are both needed, one kind is missing")
+            raise TrainerError(
+                "--data: labelled and unlabelled training slices are both needed, one kind is missing"
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -80,7 +86,9 @@ class IterationSampler(Sampler[list[Request]]):
         config = self.config
         batch = config.labelled_batch + config.unlabelled_batch
         labelled = self._stream(self.labelled, _LABELLED_STREAM, self.start * config.labelled_batch)
-        unlabelled = self._stream(self.unlabelled, _UNLABELLED_STREAM, self.start * config.unlabelled_batch)
+        unlabelled = self._stream(
+            self.unlabelled, _UNLABELLED_STREAM, self.start * config.unlabelled_batch
+        )
         for iteration in range(self.start, config.max_iterations):
             indices = [next(labelled) for _ in range(config.labelled_batch)]
             indices += [next(unlabelled) for _ in range(config.unlabelled_batch)]
@@ -90,12 +98,14 @@ class IterationSampler(Sampler[list[Request]]):
         """Endless epochs over `indices`, each a new permutation, from `position` on."""
         epoch, offset = divmod(position, len(indices))
         while True:
-            order = np.random.default_rng([self.config.seed, stream, epoch]).permutation(len(indices))
+            order = np.random.default_rng([self.config.seed, stream, epoch]).permutation(
+                len(indices)
+            )
             yield from (indices[i] for i in order[offset:])
             epoch, offset = epoch + 1, 0
 
 
-def training_batches(dataset: SliceDataset, config: Configuration, start: int = 0) -> DataLoader:
+def training_batches(dataset: SliceDataset, config: Configuration, start: int = 0) -> Batches:
     """Batches (images (B, 1, H, W), labels (B, H, W)) from iteration `start` to the last."""
     # A generator of its own: by default a loader draws a seed from torch's global generator, and a resumed run,
     # which starts a new loader, would go on with other random numbers than an uninterrupted one.

@@ -39,12 +39,19 @@ class CaseResult:
 
 
 @torch.inference_mode()
-def predict(network: nn.Module, image: np.ndarray, config: Configuration, device: torch.device) -> np.ndarray:
+def predict(
+    network: nn.Module, image: np.ndarray, config: Configuration, device: torch.device
+) -> np.ndarray:
     """Segment a volume (slices, rows, columns) with `network`, which maps images to logits and features."""
     size = (config.patch_size, config.patch_size)
     standard = standardise(image)
-    resized = torch.from_numpy(np.stack([resize(part, size, config.interpolation) for part in standard]))
-    labels = [network(part[:, None].to(device))[0].argmax(1).cpu() for part in resized.split(SLICES_AT_ONCE)]
+    resized = torch.from_numpy(
+        np.stack([resize(part, size, config.interpolation) for part in standard])
+    )
+    labels = [
+        network(part[:, None].to(device))[0].argmax(1).cpu()
+        for part in resized.split(SLICES_AT_ONCE)
+    ]
     patches = torch.cat(labels).numpy().astype(np.uint8)
     return np.stack([resize(patch, image.shape[1:]) for patch in patches])  # type: ignore[arg-type]
 
@@ -72,7 +79,9 @@ def evaluate_cases(
 def summarise(results: dict[str, dict[str, Scores]]) -> dict[str, Any]:
     """Means over the cases per class and over the classes, failures by name, and `mean_dice`."""
     classes = {name: _mean([scores[name] for scores in results.values()]) for name in FOREGROUND}
-    overall = {measure: float(np.mean([c[measure] for c in classes.values()])) for measure in MEASURES}
+    overall = {
+        measure: float(np.mean([c[measure] for c in classes.values()])) for measure in MEASURES
+    }
     failures = [
         {"case": case, "class": name, "failure": scores[name].failure}
         for case, scores in results.items()
@@ -85,13 +94,16 @@ def summarise(results: dict[str, dict[str, Scores]]) -> dict[str, Any]:
         "classes": classes,
         "failures": failures,
         "cases": {
-            case: {name: dataclasses.asdict(one) for name, one in scores.items()} for case, scores in results.items()
+            case: {name: dataclasses.asdict(one) for name, one in scores.items()}
+            for case, scores in results.items()
         },
     }
 
 
 def _mean(scores: Sequence[Scores]) -> dict[str, float]:
-    return {measure: float(np.mean([getattr(one, measure) for one in scores])) for measure in MEASURES}
+    return {
+        measure: float(np.mean([getattr(one, measure) for one in scores])) for measure in MEASURES
+    }
 
 
 def write_summary(summary: dict[str, Any], about: dict[str, Any], folder: Path) -> None:
@@ -109,7 +121,9 @@ def write_summary(summary: dict[str, Any], about: dict[str, Any], folder: Path) 
 def write_prediction(result: CaseResult, folder: Path) -> Path:
     """The prediction as ``<case>.nii.gz`` with the affine of the input, axes (column, row, slice) as in ACDC."""
     path = folder / f"{result.case.name}.nii.gz"
-    nibabel.save(nibabel.Nifti1Image(result.prediction.transpose(2, 1, 0), result.volume.affine), path)
+    nibabel.save(
+        nibabel.Nifti1Image(result.prediction.transpose(2, 1, 0), result.volume.affine), path
+    )
     return path
 
 
@@ -122,7 +136,9 @@ def table(summary: dict[str, Any]) -> str:
         dice = [f"{100 * values[measure]:.1f}" for measure in ("paper_dice", "dice")]
         distances = [f"{values[measure]:.2f}" for measure in ("paper_asd", "assd", "hd95")]
         rows.append([name, dice[0], distances[0], dice[1], *distances[1:], str(failed)])
-    lines = [f"{r[0]:6}{r[1]:>9}{r[2]:>8}   {r[3]:>9}{r[4]:>8}{r[5]:>8}{r[6]:>10}" for r in rows[1:]]
+    lines = [
+        f"{r[0]:6}{r[1]:>9}{r[2]:>8}   {r[3]:>9}{r[4]:>8}{r[5]:>8}{r[6]:>10}" for r in rows[1:]
+    ]
     groups = f"{'':6}{'paper protocol':>17}   {'honest':>17}"
     rule = "─" * len(lines[0])
     return "\n".join([groups, lines[0], rule, *lines[1:-1], rule, lines[-1]])

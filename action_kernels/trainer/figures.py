@@ -16,8 +16,18 @@ from .cases import CLASS_NAMES
 from .evaluation import FOREGROUND, CaseResult
 
 COLOURS = ("#00000000", "#3b8bea", "#f2b134", "#e4405f")  # background (transparent), RV, Myo, LV
-LOSS_COLOURS = {"supervised": "#444444", "pseudo_label": "#3b8bea", "saacl": "#e4405f", "anco": "#f2b134"}
-LOSS_NAMES = {"supervised": "supervised", "pseudo_label": "pseudo-label", "saacl": "SAACL", "anco": "AnCo"}
+LOSS_COLOURS = {
+    "supervised": "#444444",
+    "pseudo_label": "#3b8bea",
+    "saacl": "#e4405f",
+    "anco": "#f2b134",
+}
+LOSS_NAMES = {
+    "supervised": "supervised",
+    "pseudo_label": "pseudo-label",
+    "saacl": "SAACL",
+    "anco": "AnCo",
+}
 
 
 def _new_figure(width: float, height: float) -> Figure:
@@ -28,15 +38,25 @@ def _new_figure(width: float, height: float) -> Figure:
 
 
 def _legend(figure: Figure) -> None:
-    patches = [Patch(color=colour, label=name) for name, colour in zip(CLASS_NAMES[1:], COLOURS[1:], strict=True)]
+    patches = [
+        Patch(color=colour, label=name)
+        for name, colour in zip(CLASS_NAMES[1:], COLOURS[1:], strict=True)
+    ]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False)
 
 
-def _show(axes: Any, image: np.ndarray, label: np.ndarray | None, limits: tuple[float, float]) -> None:
+def _show(
+    axes: Any, image: np.ndarray, label: np.ndarray | None, limits: tuple[float, float]
+) -> None:
     axes.imshow(image, cmap="gray", vmin=limits[0], vmax=limits[1], interpolation="bilinear")
     if label is not None:
         axes.imshow(
-            label, cmap=ListedColormap(COLOURS), vmin=-0.5, vmax=3.5, interpolation="nearest", alpha=0.55
+            label,
+            cmap=ListedColormap(COLOURS),
+            vmin=-0.5,
+            vmax=3.5,
+            interpolation="nearest",
+            alpha=0.55,
         )
         for number in range(1, len(CLASS_NAMES)):
             if (label == number).any():
@@ -54,7 +74,10 @@ def _crop(label: np.ndarray, margin: int = 20) -> tuple[slice, slice]:
         return slice(None), slice(None)
     half = max(np.ptp(rows), np.ptp(columns)) // 2 + margin
     centres = [(int(found[0]) + int(found[-1])) // 2 for found in (rows, columns)]
-    low = [min(max(c - half, 0), max(n - 2 * half, 0)) for c, n in zip(centres, label.shape[1:], strict=True)]
+    low = [
+        min(max(c - half, 0), max(n - 2 * half, 0))
+        for c, n in zip(centres, label.shape[1:], strict=True)
+    ]
     return slice(low[0], low[0] + 2 * half), slice(low[1], low[1] + 2 * half)
 
 
@@ -97,7 +120,12 @@ def gallery_figure(results: Sequence[CaseResult], path: Path) -> None:
         label, image = result.volume.label, result.volume.image
         number, crop = shown_slices(label)[1], _crop(label | result.prediction)
         for axes, overlay in zip(column, (None, label, result.prediction), strict=True):
-            _show(axes, image[number][crop], None if overlay is None else overlay[number][crop], _limits(image))
+            _show(
+                axes,
+                image[number][crop],
+                None if overlay is None else overlay[number][crop],
+                _limits(image),
+            )
         dice = np.mean([one.dice for one in result.scores.values()])
         column[0].set_title(f"{result.case.name}\nDice {100 * dice:.1f} %", fontsize=8)
     for axes, title in zip(grid[:, 0], ("image", "truth", "prediction"), strict=True):

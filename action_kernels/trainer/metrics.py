@@ -33,13 +33,17 @@ MEASURES = ("paper_dice", "paper_asd", "dice", "assd", "hd95")
 def score(prediction: np.ndarray, truth: np.ndarray) -> Scores:
     """Compare two boolean volumes of one shape."""
     if prediction.shape != truth.shape:
-        raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} must have one shape")
+        raise ValueError(
+            f"prediction {prediction.shape} and truth {truth.shape} must have one shape"
+        )
     if not prediction.any() and not truth.any():
         return Scores(paper_dice=0.0, paper_asd=0.0, dice=1.0, assd=0.0, hd95=0.0)
     if not prediction.any() or not truth.any():
         failure = "empty prediction" if truth.any() else "predicted, but absent"
         diagonal = float(np.linalg.norm(prediction.shape))
-        return Scores(paper_dice=0.0, paper_asd=0.0, dice=0.0, assd=diagonal, hd95=diagonal, failure=failure)
+        return Scores(
+            paper_dice=0.0, paper_asd=0.0, dice=0.0, assd=diagonal, hd95=diagonal, failure=failure
+        )
     to_truth, to_prediction = surface_distances(prediction, truth)
     overlap = dice(prediction, truth)
     return Scores(
@@ -62,7 +66,9 @@ def surface_distances(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.nda
     A surface voxel is one with a neighbour outside along an axis (the volume's border counts as outside).
     Neither volume may be empty.
     """
-    box = ndimage.find_objects((prediction | truth).astype(np.uint8))[0]  # distances need no more than both volumes
+    box = ndimage.find_objects((prediction | truth).astype(np.uint8))[
+        0
+    ]  # distances need no more than both volumes
     surfaces = [_surface(volume[box]) for volume in (prediction, truth)]
     to_surface = [ndimage.distance_transform_edt(~surface) for surface in surfaces]
     return to_surface[1][surfaces[0]], to_surface[0][surfaces[1]]

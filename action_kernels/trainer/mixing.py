@@ -24,24 +24,33 @@ def mix_slices(batch: PseudoLabelled, method: str) -> PseudoLabelled:
     """
     if method == "none":
         return batch
-    regions = cutmix_regions(batch.labels.shape, batch.labels.device) if method == "cutmix" else classmix_regions(batch.labels)
+    regions = (
+        cutmix_regions(batch.labels.shape, batch.labels.device)
+        if method == "cutmix"
+        else classmix_regions(batch.labels)
+    )
     return paste(batch, regions)
 
 
 def paste(batch: PseudoLabelled, regions: Tensor) -> PseudoLabelled:
     """Keep slice i inside ``regions[i]`` (B, H, W), bool, and take slice i + 1 (cyclically) outside."""
+
     def mixed(values: Tensor, region: Tensor) -> Tensor:
         return values.where(region, values.roll(-1, 0))
 
     return PseudoLabelled(
-        mixed(batch.images, regions[:, None]), mixed(batch.labels, regions), mixed(batch.confidence, regions)
+        mixed(batch.images, regions[:, None]),
+        mixed(batch.labels, regions),
+        mixed(batch.confidence, regions),
     )
 
 
 def cutmix_regions(shape: torch.Size, device: torch.device) -> Tensor:
     """True outside one random rectangle per slice, which covers half of the area."""
     count, height, width = shape
-    stretch = torch.empty(count).uniform_(0.5, 1.0)  # height of the rectangle; its width follows from the area
+    stretch = torch.empty(count).uniform_(
+        0.5, 1.0
+    )  # height of the rectangle; its width follows from the area
     tall, wide = (stretch * height).round(), (0.5 / stretch * width).round()
     top, left = torch.rand(count) * (height - tall), torch.rand(count) * (width - wide)
     rows, columns = torch.arange(height)[None], torch.arange(width)[None]

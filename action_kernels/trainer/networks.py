@@ -74,7 +74,10 @@ class DenseEmbeddings:
         return one_hot @ self.map / counts.clamp(min=1)[:, None], counts
 
 
-EMBEDDINGS = {"sampled": SampledEmbeddings, "dense": DenseEmbeddings}
+EMBEDDINGS: dict[str, type[SampledEmbeddings] | type[DenseEmbeddings]] = {
+    "sampled": SampledEmbeddings,
+    "dense": DenseEmbeddings,
+}
 
 
 class SegmentationModel(nn.Module):

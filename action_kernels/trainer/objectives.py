@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,7 +23,9 @@ def supervised_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return 0.5 * (dice.mean() + functional.cross_entropy(logits.float(), labels))
 
 
-def pseudo_label_loss(logits: Tensor, labels: Tensor, confidence: Tensor, threshold: float) -> Tensor:
+def pseudo_label_loss(
+    logits: Tensor, labels: Tensor, confidence: Tensor, threshold: float
+) -> Tensor:
     """Cross-entropy with pseudo-labels, each image weighted by the fraction of its pixels with confidence ≥ threshold."""
     weight = (confidence >= threshold).float().mean((1, 2))
     per_image = functional.cross_entropy(logits.float(), labels, reduction="none").mean((1, 2))

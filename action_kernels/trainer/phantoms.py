@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+Frame = tuple[np.ndarray, np.ndarray]  # image and labels
+
 SLICES = 8
 SIZE = 96
 RIGHT_VENTRICLE, MYOCARDIUM, LEFT_VENTRICLE = 1, 2, 3
@@ -95,7 +97,9 @@ def _draw_thorax(anatomy: Anatomy, rng: np.random.Generator, size: int) -> np.nd
         around, away = rng.uniform(0, 2 * np.pi), rng.uniform(0.27, 0.36)
         centre = (row + away * np.sin(around), column + away * np.cos(around))
         radius = rng.uniform(0.015, 0.045)
-        image[_ellipse(size, centre, (radius, radius * rng.uniform(0.7, 1.3)))] = rng.uniform(0.6, 0.85)
+        image[_ellipse(size, centre, (radius, radius * rng.uniform(0.7, 1.3)))] = rng.uniform(
+            0.6, 0.85
+        )
     return image
 
 
@@ -105,7 +109,9 @@ def _bias_field(rng: np.random.Generator, size: int) -> np.ndarray:
     return np.exp(ndimage.zoom(coarse, size / 4, order=3, mode="nearest", grid_mode=True))
 
 
-def draw_volume(anatomy: Anatomy, systole: bool, rng: np.random.Generator, size: int = SIZE):
+def draw_volume(
+    anatomy: Anatomy, systole: bool, rng: np.random.Generator, size: int = SIZE
+) -> Frame:
     """One frame of a patient.
 
     Returns:
@@ -124,7 +130,7 @@ def draw_volume(anatomy: Anatomy, systole: bool, rng: np.random.Generator, size:
     return np.hypot(image + noise[0], noise[1]).astype(np.float32), label
 
 
-def draw_patient(seed: int, number: int, size: int = SIZE):
+def draw_patient(seed: int, number: int, size: int = SIZE) -> list[Frame]:
     """Both frames of patient `number` in the cohort of `seed`: ``[(image, label), (image, label)]``."""
     rng = np.random.default_rng([seed, number])
     anatomy = draw_anatomy(rng)

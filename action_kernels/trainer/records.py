@@ -29,7 +29,14 @@ class Record:
         self.folder = folder
         self.history: History = history or {"losses": [], "validation": []}
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
-        self.bar = tqdm(total=total, initial=start, unit="step", desc="training", dynamic_ncols=True, disable=None)
+        self.bar = tqdm(
+            total=total,
+            initial=start,
+            unit="step",
+            desc="training",
+            dynamic_ncols=True,
+            disable=None,
+        )
 
     def add_losses(self, iteration: int, losses: dict[str, Tensor], **schedules: float) -> None:
         """Keep the losses and schedules of a step.
@@ -48,7 +55,9 @@ class Record:
 
     def add_validation(self, iteration: int, summary: dict[str, Any]) -> None:
         """Keep the Dice of every class on the validation list, and tell it."""
-        entry = {name: summary["classes"][name]["dice"] for name in FOREGROUND} | {"mean": summary["mean_dice"]}
+        entry = {name: summary["classes"][name]["dice"] for name in FOREGROUND} | {
+            "mean": summary["mean_dice"]
+        }
         self.history["validation"].append({"iteration": iteration, **entry})
         for name, value in entry.items():
             self.writer.add_scalar(f"validation_dice/{name}", value, iteration)

@@ -14,12 +14,15 @@ from action_kernels import __version__
 from .configuration import Configuration
 from .evaluation import CaseResult, summarise, table, write_prediction, write_summary
 from .figures import case_figure, gallery_figure
+from .metrics import Scores
 from .splits import Split
 
 GALLERY_CASES = 6
 
 
-def about(config: Configuration, part: str, split: Split, device: torch.device, iteration: int) -> dict[str, Any]:
+def about(
+    config: Configuration, part: str, split: Split, device: torch.device, iteration: int
+) -> dict[str, Any]:
     """What a summary's numbers belong to."""
     return {
         "list": part,
@@ -31,11 +34,17 @@ def about(config: Configuration, part: str, split: Split, device: torch.device, 
         "network": "student, last checkpoint",
         "distances": "voxels",
         "device": str(device),
-        "versions": {"action_kernels": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {
+            "action_kernels": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
     }
 
 
-def report_cases(results: Iterable[CaseResult], folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+def report_cases(
+    results: Iterable[CaseResult], folder: Path, facts: dict[str, Any]
+) -> dict[str, Any]:
     """Write metrics, a prediction and a picture per case and a gallery; print the table.
 
     Returns:
@@ -44,12 +53,15 @@ def report_cases(results: Iterable[CaseResult], folder: Path, facts: dict[str, A
     predictions, pictures = folder / "predictions", folder / "figures"
     for subfolder in (predictions, pictures):
         subfolder.mkdir(parents=True, exist_ok=True)
-    scores, shown = {}, []
+    scores: dict[str, dict[str, Scores]] = {}
+    shown: list[CaseResult] = []
     for result in results:
         write_prediction(result, predictions)
         case_figure(result, pictures / f"{result.case.name}.png")
         scores[result.case.name] = result.scores
-        if len(shown) < GALLERY_CASES and result.case.patient not in {one.case.patient for one in shown}:
+        if len(shown) < GALLERY_CASES and result.case.patient not in {
+            one.case.patient for one in shown
+        }:
             shown.append(result)
     summary = summarise(scores)
     write_summary(summary, facts, folder)

@@ -51,13 +51,19 @@ def split_patients(cases: Sequence[Case], data: str, labelled_patients: int) -> 
         )
     source = "the data's lists" if lists else "a fixed permutation, 70/10/20 %"
     return Split(
-        tuple(train[:labelled_patients]), tuple(train[labelled_patients:]), tuple(val), tuple(test), source
+        tuple(train[:labelled_patients]),
+        tuple(train[labelled_patients:]),
+        tuple(val),
+        tuple(test),
+        source,
     )
 
 
 def _permuted(patients: list[str]) -> tuple[list[str], list[str], list[str]]:
     if len(patients) < 4:
-        raise TrainerError(f"--data: {len(patients)} patients were found, at least 4 are needed to split them")
+        raise TrainerError(
+            f"--data: {len(patients)} patients were found, at least 4 are needed to split them"
+        )
     order = [patients[i] for i in np.random.default_rng(0).permutation(len(patients))]
     val = max(1, round(0.1 * len(order)))
     train = min(round(0.7 * len(order)), len(order) - val - 1)
@@ -69,9 +75,11 @@ def _read_lists(root: Path, present: set[str]) -> tuple[list[str], list[str], li
     files = {name: root / f"{name}.list" for name in ("train", "val", "test")}
     if not any(path.is_file() for path in files.values()):
         return None
-    for name, path in files.items():
+    for path in files.values():
         if not path.is_file():
-            raise TrainerError(f"--data: {path} is missing; give train.list, val.list and test.list, or none of them")
+            raise TrainerError(
+                f"--data: {path} is missing; give train.list, val.list and test.list, or none of them"
+            )
     slices = root / "train_slices.list"
     files["train"] = slices if slices.is_file() else files["train"]
     parts = {name: [p for p in _patients_of(path) if p in present] for name, path in files.items()}
@@ -81,7 +89,9 @@ def _read_lists(root: Path, present: set[str]) -> tuple[list[str], list[str], li
     for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
         both = sorted(set(parts[first]) & set(parts[second]))
         if both:
-            raise TrainerError(f"--data: patient {both[0]} stands in {files[first].name} and in {files[second].name}")
+            raise TrainerError(
+                f"--data: patient {both[0]} stands in {files[first].name} and in {files[second].name}"
+            )
     return parts["train"], parts["val"], parts["test"]
 
 

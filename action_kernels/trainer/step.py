@@ -1,6 +1,6 @@
 """One fine-tuning step of ACTION++ (arXiv 2304.02689): the whole method on one page.
 
-    L = supervised + pseudo-label + w_saacl · SAACL (labelled pixels) + w_anco · AnCo (all pixels)
+L = supervised + pseudo-label + w_saacl · SAACL (labelled pixels) + w_anco · AnCo (all pixels)
 """
 
 from __future__ import annotations
@@ -109,7 +109,10 @@ def training_step(state: TrainingState, images: Tensor, labels: Tensor) -> Losse
         "saacl": config.saacl_weight,
         "anco": config.anco_weight,
     }
-    total = sum((weights[name] * loss for name, loss in losses.items()), torch.zeros((), device=state.device))
+    total = sum(
+        (weights[name] * loss for name, loss in losses.items()),
+        torch.zeros((), device=state.device),
+    )
     state.optimizer.zero_grad(set_to_none=True)
     state.scaler.scale(total).backward()
     state.scaler.step(state.optimizer)
@@ -134,7 +137,10 @@ def teacher_view(state: TrainingState, images: Tensor) -> tuple[PseudoLabelled, 
         logits, embeddings = state.teacher(images[count:])[0], None
     else:
         logits, pyramid = state.teacher(images)
-        logits, embeddings = logits[count:], state.teacher.embeddings(tuple(level[:count] for level in pyramid))
+        logits, embeddings = (
+            logits[count:],
+            state.teacher.embeddings(tuple(level[:count] for level in pyramid)),
+        )
     confidence, pseudo_labels = logits.float().softmax(1).max(1)
     return PseudoLabelled(images[count:], pseudo_labels, confidence), embeddings
 
@@ -157,7 +163,9 @@ def contrastive_losses(
         embeddings = state.student.embeddings(pyramid)
         if teacher_labelled is not None:
             labelled_logits = logits[: config.labelled_batch]
-            losses["saacl"] = saacl_term(state, embeddings, teacher_labelled, labelled_logits, labels, tau)
+            losses["saacl"] = saacl_term(
+                state, embeddings, teacher_labelled, labelled_logits, labels, tau
+            )
         if config.anco_weight:
             losses["anco"] = anco_term(config, embeddings, logits, labels, pseudo, tau)
     return losses

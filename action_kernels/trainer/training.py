@@ -19,11 +19,11 @@ import torch
 from .cases import Case, find_cases
 from .checkpoints import load_checkpoint, save_checkpoint
 from .configuration import CONFIGURATION_FILE, Configuration
-from .datasets import SliceDataset, training_batches
+from .datasets import Batches, SliceDataset, training_batches
 from .errors import TrainerError
 from .evaluation import evaluate_cases, summarise
 from .figures import training_figure
-from .records import Record, diverged
+from .records import History, Record, diverged
 from .reports import about, report_cases
 from .splits import Split, split_patients
 from .step import Losses, TrainingState, new_state, training_step
@@ -61,7 +61,9 @@ def run_training(config: Configuration, folder: Path, *, resume: bool = False) -
         raise Interrupted(f"stopped after iteration {state.iteration} of {config.max_iterations}")
     training_figure(record.history, folder / "training.png")
     results = evaluate_cases(state.student, split.cases(config.final_list, cases), config, device)
-    return report_cases(results, folder, about(config, config.final_list, split, device, state.iteration))
+    return report_cases(
+        results, folder, about(config, config.final_list, split, device, state.iteration)
+    )
 
 
 def evaluate_run(run: Path, part: str, output: Path, **changes: Any) -> dict[str, Any]:
@@ -80,7 +82,7 @@ def evaluate_run(run: Path, part: str, output: Path, **changes: Any) -> dict[str
 
 def train(
     state: TrainingState,
-    batches: torch.utils.data.DataLoader,
+    batches: Batches,
     validation_cases: list[Case],
     record: Record,
     folder: Path,
@@ -125,12 +127,16 @@ def validate(state: TrainingState, cases: list[Case]) -> dict[str, Any]:
     return summarise({result.case.name: result.scores for result in results})
 
 
-def start_or_resume(state: TrainingState, dataset: SliceDataset, folder: Path, resume: bool):
+def start_or_resume(
+    state: TrainingState, dataset: SliceDataset, folder: Path, resume: bool
+) -> tuple[Batches, History | None]:
     """Batches from the iteration to go on with, and the record so far (None at the start)."""
     folder.mkdir(parents=True, exist_ok=True)
     history = load_checkpoint(state, folder) if resume else None
     if not resume and (folder / CONFIGURATION_FILE).exists():
-        raise TrainerError(f"--output: {folder} already holds a run; --resume goes on with it, or choose another folder")
+        raise TrainerError(
+            f"--output: {folder} already holds a run; --resume goes on with it, or choose another folder"
+        )
     return training_batches(dataset, state.config, state.iteration), history
 
 
@@ -154,11 +160,15 @@ def choose_device(config: Configuration) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise TrainerError(f"--device: {config.device!r} cannot be used here ({reason}); 'auto' and 'cpu' can") from None
+        raise TrainerError(
+            f"--device: {config.device!r} cannot be used here ({reason}); 'auto' and 'cpu' can"
+        ) from None
     return device
 
 
-def describe(config: Configuration, device: torch.device, split: Split, dataset: SliceDataset, folder: Path) -> str:
+def describe(
+    config: Configuration, device: torch.device, split: Split, dataset: SliceDataset, folder: Path
+) -> str:
     """What is about to be trained, in a few lines."""
     unlabelled = len(dataset) - dataset.labelled_count
     return "\n".join(

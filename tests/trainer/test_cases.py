@@ -21,7 +21,8 @@ def assert_reads(case, number, affine):
     np.testing.assert_array_equal(volume.image, image)
     np.testing.assert_array_equal(volume.label, label)
     np.testing.assert_array_equal(volume.affine, affine)
-    assert volume.image.dtype == np.float32 and volume.label.dtype == np.uint8
+    assert volume.image.dtype == np.float32
+    assert volume.label.dtype == np.uint8
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nii.bz2"])
@@ -29,8 +30,15 @@ def assert_reads(case, number, affine):
 def test_nifti(tmp_path, suffix, flat):
     names = ["patient002_frame01", "patient001_frame12", "patient001_frame01"]
     for number, name in enumerate(names):
-        write_nifti(tmp_path if flat else tmp_path / "training" / name[:10], name, small_volume(number), suffix)
-    (tmp_path / "patient001_4d.nii.gz").touch()  # the challenge has these too; they have no ground truth
+        write_nifti(
+            tmp_path if flat else tmp_path / "training" / name[:10],
+            name,
+            small_volume(number),
+            suffix,
+        )
+    (
+        tmp_path / "patient001_4d.nii.gz"
+    ).touch()  # the challenge has these too; they have no ground truth
     cases = found(tmp_path)
     assert [case.name for case in cases] == sorted(names)
     assert [case.patient for case in cases] == ["patient001", "patient001", "patient002"]
@@ -42,7 +50,11 @@ def test_h5_volumes_win_over_their_slices(tmp_path):
     image, label = small_volume(1)
     write_h5(tmp_path / "data" / "patient001_frame01.h5", image, label)
     for index in range(3):
-        write_h5(tmp_path / "data/slices" / f"patient001_frame01_slice_{index + 1}.h5", -image[index], label[index])
+        write_h5(
+            tmp_path / "data/slices" / f"patient001_frame01_slice_{index + 1}.h5",
+            -image[index],
+            label[index],
+        )
     (case,) = found(tmp_path)
     assert_reads(case, 1, np.eye(4))
 
@@ -50,7 +62,11 @@ def test_h5_volumes_win_over_their_slices(tmp_path):
 def test_h5_slices_alone_are_stacked_in_numerical_order(tmp_path):
     image, label = small_volume(3, slices=11)  # slice_10 sorts before slice_2 as text
     for index in range(11):
-        write_h5(tmp_path / "data/slices" / f"patient007_frame02_slice_{index + 1}.h5", image[index], label[index])
+        write_h5(
+            tmp_path / "data/slices" / f"patient007_frame02_slice_{index + 1}.h5",
+            image[index],
+            label[index],
+        )
     (case,) = found(tmp_path)
     assert (case.name, case.patient) == ("patient007_frame02", "patient007")
     np.testing.assert_array_equal(case.read().image, image)
@@ -58,7 +74,7 @@ def test_h5_slices_alone_are_stacked_in_numerical_order(tmp_path):
 
 
 def test_missing_folder_says_what_to_give(tmp_path):
-    with pytest.raises(TrainerError, match="there is no folder .*nowhere.*'phantom'"):
+    with pytest.raises(TrainerError, match=r"there is no folder .*nowhere.*'phantom'"):
         found(tmp_path / "nowhere")
 
 
@@ -93,7 +109,7 @@ def test_damaged_files_name_themselves(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "spoil, message",
+    ("spoil", "message"),
     [
         (lambda image, label: (image[:2], label), "of one shape"),
         (lambda image, label: (image, label * 9), "labels from 0 to 27"),
@@ -116,18 +132,21 @@ def test_h5_without_labels(tmp_path):
 
 def test_real_layouts_agree(unpacked_acdc):
     nifti, h5 = found(unpacked_acdc("acdc-nifti")), found(unpacked_acdc("acdc-h5"))
-    assert [case.name for case in nifti] == [case.name for case in h5] and len(nifti) == 4
+    assert [case.name for case in nifti] == [case.name for case in h5]
+    assert len(nifti) == 4
     for first, second in zip(nifti, h5, strict=True):
         one, other = first.read(), second.read()
         assert set(np.unique(one.label)) == {0, 1, 2, 3}
-        assert -1e-6 < one.image.min() and 0.5 < one.image.max() < 1 + 1e-6
+        assert one.image.min() > -1e-6
+        assert 0.5 < one.image.max() < 1 + 1e-6
         np.testing.assert_array_equal(one.label, other.label)
         np.testing.assert_allclose(one.image, other.image, atol=1e-6)
 
 
 def test_real_compact_files(data_folder):
     cases = found(data_folder / "ACDC")
-    assert len(cases) == 200 and len({case.patient for case in cases}) == 100
+    assert len(cases) == 200
+    assert len({case.patient for case in cases}) == 100
     assert cases[0].read().image.ndim == 3
 
 
@@ -136,9 +155,12 @@ def test_phantoms_are_cardiac_like():
     assert len(cases) == 24
     labels = np.stack([case.read().label for case in cases])
     share = np.bincount(labels.ravel(), minlength=4) / labels.size
-    assert share[0] > 0.88 and all(0.01 < s < 0.05 for s in share[1:])  # a long tail: rare foreground
+    assert share[0] > 0.88
+    assert all(0.01 < s < 0.05 for s in share[1:])
     present = [(labels == number).any((2, 3)).mean() for number in range(4)]
-    assert present[1] < 0.95 < present[3]  # the right ventricle is missing in apical slices, the left nowhere
+    assert (
+        present[1] < 0.95 < present[3]
+    )  # the right ventricle is missing in apical slices, the left nowhere
     left = (labels == 3).sum((1, 2, 3))
     diastole, systole = left[0::2], left[1::2]
     assert (systole < diastole).all()

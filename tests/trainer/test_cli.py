@@ -23,9 +23,27 @@ def parse(*words):
 def test_every_field_is_an_option(tmp_path):
     for field in dataclasses.fields(Configuration):
         assert field.metadata["help"]
-    words = ["--max-iterations", "7", "--widths", "2", "2", "2", "2", "2", "--deterministic", "--learning-rate", "0.5"]
-    config = chosen_configuration(parse("train", "--preset", "acdc-5", *words, "--mix", "classmix"), tmp_path)
-    assert (config.max_iterations, config.widths, config.deterministic) == (7, (2, 2, 2, 2, 2), True)
+    words = [
+        "--max-iterations",
+        "7",
+        "--widths",
+        "2",
+        "2",
+        "2",
+        "2",
+        "2",
+        "--deterministic",
+        "--learning-rate",
+        "0.5",
+    ]
+    config = chosen_configuration(
+        parse("train", "--preset", "acdc-5", *words, "--mix", "classmix"), tmp_path
+    )
+    assert (config.max_iterations, config.widths, config.deterministic) == (
+        7,
+        (2, 2, 2, 2, 2),
+        True,
+    )
     assert (config.learning_rate, config.mix, config.labelled_patients) == (0.5, "classmix", 3)
 
 
@@ -44,7 +62,7 @@ def test_default_preset_follows_the_data(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "field, value, message",
+    ("field", "value", "message"),
     [
         ("patch_size", 100, "--patch-size: 100 was given, a multiple of 16"),
         ("max_iterations", 0, "--max-iterations: 0 was given, at least 1"),
@@ -73,28 +91,43 @@ def test_output_folders(tmp_path, monkeypatch):
 
 def test_resume_keeps_what_decides_the_result(tmp_path):
     preset("acdc-5", max_iterations=9).save(tmp_path / "configuration.json")
-    config = chosen_configuration(parse("train", "--resume", "--data", "/moved", "--num-workers", "0"), tmp_path)
+    config = chosen_configuration(
+        parse("train", "--resume", "--data", "/moved", "--num-workers", "0"), tmp_path
+    )
     assert (config.max_iterations, config.labelled_patients) == (9, 3)
     assert (config.data, config.num_workers) == ("/moved", 0)
-    with pytest.raises(TrainerError, match="--max-iterations: 10 was given, but the run to resume has 9"):
+    with pytest.raises(
+        TrainerError, match="--max-iterations: 10 was given, but the run to resume has 9"
+    ):
         chosen_configuration(parse("train", "--resume", "--max-iterations", "10"), tmp_path)
 
 
 @pytest.mark.parametrize(
-    "words, message",
+    ("words", "message"),
     [
         (["train", "--data", "/does/not/exist"], "there is no folder /does/not/exist"),
-        (["train", "--resume", "--output", "/does/not/exist"], "holds no run: configuration.json is missing"),
+        (
+            ["train", "--resume", "--output", "/does/not/exist"],
+            "holds no run: configuration.json is missing",
+        ),
         (["evaluate", "/does/not/exist"], "/does/not/exist holds no run"),
-        (["train", "--preset", "demo", "--device", "cuda:99"], "--device: 'cuda:99' cannot be used here"),
-        (["train", "--preset", "demo", "--labelled-patients", "40"], "--labelled-patients: 40 was given"),
+        (
+            ["train", "--preset", "demo", "--device", "cuda:99"],
+            "--device: 'cuda:99' cannot be used here",
+        ),
+        (
+            ["train", "--preset", "demo", "--labelled-patients", "40"],
+            "--labelled-patients: 40 was given",
+        ),
     ],
 )
 def test_errors_are_one_sentence(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(words) == 2
     error = capsys.readouterr().err
-    assert message in error and "Traceback" not in error and error.startswith("action-kernels: ")
+    assert message in error
+    assert "Traceback" not in error
+    assert error.startswith("action-kernels: ")
     assert not (tmp_path / "runs").exists()  # a run that did not start leaves nothing
 
 
@@ -120,8 +153,26 @@ def test_missing_extra_says_what_to_install(monkeypatch, capsys, tmp_path):
 
 def test_train_then_evaluate(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    small = ["--max-iterations", "2", "--patch-size", "32", "--widths", *"44444", "--embedding-dim", "8"]
-    small += ["--phantom-patients", "4", "--labelled-patients", "1", "--queries-per-class", "8", "--device", "cpu"]
+    small = [
+        "--max-iterations",
+        "2",
+        "--patch-size",
+        "32",
+        "--widths",
+        *"44444",
+        "--embedding-dim",
+        "8",
+    ]
+    small += [
+        "--phantom-patients",
+        "4",
+        "--labelled-patients",
+        "1",
+        "--queries-per-class",
+        "8",
+        "--device",
+        "cpu",
+    ]
     assert main(["train", "--preset", "demo", *small]) == 0
     assert "paper protocol" in capsys.readouterr().out
     assert main(["evaluate", "runs/demo", "--list", "val"]) == 0

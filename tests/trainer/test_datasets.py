@@ -31,9 +31,12 @@ def assert_same(first, second):
 def test_shapes_and_kinds(cases, tiny_config):
     config = tiny_config(max_iterations=2)
     for images, labels in batches(cases, config):
-        assert images.shape == (4, 1, 32, 32) and images.dtype == torch.float32
-        assert labels.shape == (4, 32, 32) and labels.dtype == torch.int64
-        assert 0 <= labels[:2].min() and labels[:2].max() <= 3
+        assert images.shape == (4, 1, 32, 32)
+        assert images.dtype == torch.float32
+        assert labels.shape == (4, 32, 32)
+        assert labels.dtype == torch.int64
+        assert labels[:2].min() >= 0
+        assert labels[:2].max() <= 3
 
 
 def test_labels_of_unlabelled_slices_do_not_leave_the_dataset(cases, tiny_config):
@@ -80,7 +83,9 @@ def test_image_and_label_are_turned_together():
     for _ in range(40):
         label = (np.random.default_rng(1).random((33, 47)) < 0.3).astype(np.uint8)
         image, turned = rotate_and_flip(label.astype(np.float32), label, rng)
-        np.testing.assert_array_equal(image, turned)  # nearest neighbour: an image equal to its label stays equal
+        np.testing.assert_array_equal(
+            image, turned
+        )  # nearest neighbour: an image equal to its label stays equal
         changed += turned.shape != label.shape or not np.array_equal(turned, label)
     assert 20 <= changed < 40  # three in four, some of these by identical symmetries
 
@@ -88,7 +93,8 @@ def test_image_and_label_are_turned_together():
 def test_resize_keeps_corners_and_values():
     image = np.arange(12.0).reshape(3, 4)
     larger = resize(image, (6, 9))
-    assert larger.shape == (6, 9) and set(np.unique(larger)) == set(range(12))
+    assert larger.shape == (6, 9)
+    assert set(np.unique(larger)) == set(range(12))
     assert (larger[0, 0], larger[-1, -1]) == (0, 11)
     np.testing.assert_array_equal(resize(larger, (3, 4)), image)
     np.testing.assert_allclose(resize(image, (5, 4), "linear")[:, 0], [0, 2, 4, 6, 8])
@@ -96,7 +102,9 @@ def test_resize_keeps_corners_and_values():
 
 def test_standardise():
     image = standardise(np.random.default_rng(0).gamma(2.0, size=(5, 6, 7)))
-    assert abs(image.mean()) < 1e-6 and abs(image.std() - 1) < 1e-6 and image.dtype == np.float32
+    assert abs(image.mean()) < 1e-6
+    assert abs(image.std() - 1) < 1e-6
+    assert image.dtype == np.float32
     assert not standardise(np.full((2, 2, 2), 7.0)).any()  # a constant volume: no division by zero
 
 

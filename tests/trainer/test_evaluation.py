@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import json
 
 import numpy as np
 import pytest
 import torch
-from trainer.volumes import AFFINE, nibabel, small_volume, write_nifti
+from trainer.volumes import AFFINE, nibabel, read_rows, small_volume, write_nifti
 
 from action_kernels.trainer.cases import find_cases
-from action_kernels.trainer.evaluation import evaluate_cases, predict, summarise, table, write_prediction
+from action_kernels.trainer.evaluation import (
+    evaluate_cases,
+    predict,
+    summarise,
+    table,
+    write_prediction,
+)
 from action_kernels.trainer.metrics import Scores, score, surface_distances
 from action_kernels.trainer.reports import report_cases
 
@@ -57,7 +62,11 @@ def test_single_voxels_apart():
 def test_empty_prediction_is_kind_to_the_paper_and_a_failure_here():
     scores = score(np.zeros((3, 4, 12), bool), cube((0, 0, 0), 2, (3, 4, 12)))
     assert (scores.paper_dice, scores.paper_asd) == (0.0, 0.0)
-    assert (scores.dice, scores.assd, scores.hd95) == (0.0, 13.0, 13.0)  # the diagonal of 3 × 4 × 12
+    assert (scores.dice, scores.assd, scores.hd95) == (
+        0.0,
+        13.0,
+        13.0,
+    )  # the diagonal of 3 × 4 × 12
     assert scores.failure == "empty prediction"
 
 
@@ -93,8 +102,13 @@ def test_distances_by_brute_force():
 
 
 def test_summary_means_and_names_failures():
-    good, bad = Scores(0.8, 1.0, 0.8, 1.2, 3.0), Scores(0.0, 0.0, 0.0, 30.0, 30.0, "empty prediction")
-    summary = summarise({"a": {"RV": good, "Myo": good, "LV": good}, "b": {"RV": bad, "Myo": good, "LV": good}})
+    good, bad = (
+        Scores(0.8, 1.0, 0.8, 1.2, 3.0),
+        Scores(0.0, 0.0, 0.0, 30.0, 30.0, "empty prediction"),
+    )
+    summary = summarise(
+        {"a": {"RV": good, "Myo": good, "LV": good}, "b": {"RV": bad, "Myo": good, "LV": good}}
+    )
     assert summary["classes"]["RV"] == pytest.approx(
         {"paper_dice": 0.4, "paper_asd": 0.5, "dice": 0.4, "assd": 15.6, "hd95": 16.5}
     )
@@ -102,7 +116,8 @@ def test_summary_means_and_names_failures():
     assert summary["failures"] == [{"case": "b", "class": "RV", "failure": "empty prediction"}]
     lines = table(summary).splitlines()
     assert lines[3].split() == ["RV", "40.0", "0.50", "40.0", "15.60", "16.50", "1"]
-    assert lines[-1].split()[0] == "mean" and lines[-1].split()[-1] == "1"
+    assert lines[-1].split()[0] == "mean"
+    assert lines[-1].split()[-1] == "1"
 
 
 class Threshold(torch.nn.Module):
@@ -133,16 +148,20 @@ def test_evaluation_writes_what_it_says(tmp_path, tiny_config):
 
     written = json.loads((tmp_path / "out/metrics.json").read_text())
     assert written == json.loads(json.dumps(summary))
-    assert 0 < written["classes"]["LV"]["dice"] < 1 and written["classes"]["RV"]["dice"] == 0
+    assert 0 < written["classes"]["LV"]["dice"] < 1
+    assert written["classes"]["RV"]["dice"] == 0
     assert len(written["failures"]) == 4  # RV and Myo of both
-    rows = list(csv.DictReader(open(tmp_path / "out/metrics.csv")))
-    assert len(rows) == 6 and rows[0]["failure"] == "empty prediction"
+    rows = read_rows(tmp_path / "out/metrics.csv")
+    assert len(rows) == 6
+    assert rows[0]["failure"] == "empty prediction"
     lv = [float(row["dice"]) for row in rows if row["class"] == "LV"]
     assert np.mean(lv) == pytest.approx(written["classes"]["LV"]["dice"], rel=1e-5)
 
     saved = nibabel.load(tmp_path / "out/predictions/patient000_frame01.nii.gz")
     np.testing.assert_array_equal(saved.affine, AFFINE)
-    np.testing.assert_array_equal(np.asarray(saved.dataobj).transpose(2, 1, 0), results[0].prediction)
+    np.testing.assert_array_equal(
+        np.asarray(saved.dataobj).transpose(2, 1, 0), results[0].prediction
+    )
     for name in ("patient000_frame01", "patient001_frame01"):
         assert (tmp_path / f"out/figures/{name}.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "out/predictions.png").stat().st_size > 5000
@@ -152,6 +171,9 @@ def test_prediction_file_lies_over_its_image(tmp_path, tiny_config):
     write_nifti(tmp_path, "patient001_frame01", small_volume(0))
     case = find_cases(str(tmp_path), 0, 0)[0]
     (result,) = evaluate_cases(Threshold(), [case], tiny_config(), torch.device("cpu"))
-    image, saved = nibabel.load(tmp_path / "patient001_frame01.nii.gz"), nibabel.load(write_prediction(result, tmp_path))
+    image, saved = (
+        nibabel.load(tmp_path / "patient001_frame01.nii.gz"),
+        nibabel.load(write_prediction(result, tmp_path)),
+    )
     assert saved.shape == image.shape
     np.testing.assert_allclose(saved.header.get_zooms(), image.header.get_zooms())

@@ -28,27 +28,49 @@ def test_without_lists_every_patient_has_one_part():
     assert sorted(sum(parts, ())) == PATIENTS
     assert split == split_patients(cases_of(PATIENTS[::-1]), "phantom", 3)
     more = split_patients(cases_of(PATIENTS), "phantom", 5)
-    assert more.labelled[:3] == split.labelled and more.test == split.test
+    assert more.labelled[:3] == split.labelled
+    assert more.test == split.test
 
 
 @pytest.mark.parametrize("count", [4, 5, 7, 10, 100])
 def test_no_part_is_empty(count):
     split = split_patients(cases_of([f"p{n}" for n in range(count)]), "phantom", 1)
-    assert split.unlabelled and split.val and split.test
+    assert split.unlabelled
+    assert split.val
+    assert split.test
 
 
 def test_lists_decide_and_order_the_labelled(tmp_path):
     write_lists(
         tmp_path,
-        train=["patient003_frame01", "patient003_frame02", "patient001_frame01", "patient005_frame01"],
+        train=[
+            "patient003_frame01",
+            "patient003_frame02",
+            "patient001_frame01",
+            "patient005_frame01",
+        ],
         val=["patient002_frame01"],
         test=["patient004_frame01", "patient004_frame02"],
     )
     split = split_patients(cases_of(PATIENTS[:6]), str(tmp_path), 2)
     assert split.labelled == ("patient003", "patient001")
-    assert (split.unlabelled, split.val, split.test) == (("patient005",), ("patient002",), ("patient004",))
-    write_lists(tmp_path, train_slices=["patient005_frame01_slice_3", "patient001_frame02_slice_1", "patient003_frame01_slice_9"])
-    assert split_patients(cases_of(PATIENTS[:6]), str(tmp_path), 2).labelled == ("patient005", "patient001")
+    assert (split.unlabelled, split.val, split.test) == (
+        ("patient005",),
+        ("patient002",),
+        ("patient004",),
+    )
+    write_lists(
+        tmp_path,
+        train_slices=[
+            "patient005_frame01_slice_3",
+            "patient001_frame02_slice_1",
+            "patient003_frame01_slice_9",
+        ],
+    )
+    assert split_patients(cases_of(PATIENTS[:6]), str(tmp_path), 2).labelled == (
+        "patient005",
+        "patient001",
+    )
 
 
 def test_cases_of_a_part():
@@ -58,14 +80,19 @@ def test_cases_of_a_part():
 
 
 def test_patient_in_two_lists(tmp_path):
-    write_lists(tmp_path, train=["patient001_frame01", "patient002_frame01"], val=["patient003_frame01"], test=["patient001_frame02"])
-    with pytest.raises(TrainerError, match="patient001 stands in train.list and in test.list"):
+    write_lists(
+        tmp_path,
+        train=["patient001_frame01", "patient002_frame01"],
+        val=["patient003_frame01"],
+        test=["patient001_frame02"],
+    )
+    with pytest.raises(TrainerError, match=r"patient001 stands in train\.list and in test\.list"):
         split_patients(cases_of(PATIENTS[:3]), str(tmp_path), 1)
 
 
 def test_incomplete_lists(tmp_path):
     write_lists(tmp_path, train=["patient001_frame01"])
-    with pytest.raises(TrainerError, match="val.list is missing"):
+    with pytest.raises(TrainerError, match=r"val\.list is missing"):
         split_patients(cases_of(PATIENTS), str(tmp_path), 1)
 
 
@@ -81,7 +108,7 @@ def test_too_few_patients():
 
 
 @pytest.mark.parametrize(
-    "count, expected",
+    ("count", "expected"),
     [(3, "038 050 099"), (7, "021 038 049 050 058 099 100")],
 )
 def test_the_papers_labelled_patients(data_folder, count, expected):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -10,13 +9,31 @@ import signal
 import numpy as np
 import pytest
 import torch
+from trainer.volumes import read_rows
 
 from action_kernels.trainer import training
-from action_kernels.trainer.checkpoints import load_checkpoint, read_checkpoint, replace_file, save_checkpoint
+from action_kernels.trainer.checkpoints import (
+    load_checkpoint,
+    read_checkpoint,
+    replace_file,
+    save_checkpoint,
+)
 from action_kernels.trainer.configuration import PRESETS, Configuration
 from action_kernels.trainer.errors import TrainerError
-from action_kernels.trainer.mixing import PseudoLabelled, classmix_regions, cutmix_regions, mix_slices, paste
-from action_kernels.trainer.networks import DenseEmbeddings, SampledEmbeddings, SegmentationModel, make_teacher, update_teacher
+from action_kernels.trainer.mixing import (
+    PseudoLabelled,
+    classmix_regions,
+    cutmix_regions,
+    mix_slices,
+    paste,
+)
+from action_kernels.trainer.networks import (
+    DenseEmbeddings,
+    SampledEmbeddings,
+    SegmentationModel,
+    make_teacher,
+    update_teacher,
+)
 from action_kernels.trainer.objectives import pseudo_label_loss, supervised_loss
 from action_kernels.trainer.step import new_state, set_learning_rate, training_step
 from action_kernels.trainer.training import Interrupted, run_training
@@ -26,7 +43,10 @@ CPU = torch.device("cpu")
 
 def trained_weights(folder):
     content = read_checkpoint(folder / "checkpoint.pt")
-    return {key: content[key] for key in ("student", "teacher", "saacl", "optimizer", "iteration", "random")}
+    return {
+        key: content[key]
+        for key in ("student", "teacher", "saacl", "optimizer", "iteration", "random")
+    }
 
 
 def assert_equal(first, second, where=""):
@@ -53,9 +73,26 @@ def assert_equal(first, second, where=""):
 def quick_run(tmp_path_factory):
     """A run long enough to learn something, shared by the tests that look at it."""
     config = Configuration(
-        **{**PRESETS["demo"], "patch_size": 48, "widths": (4, 8, 8, 16, 16), "embedding_dim": 16, "queue_size": 256}
-        | {"phantom_patients": 5, "labelled_patients": 2, "labelled_batch": 3, "unlabelled_batch": 3, "device": "cpu"}
-        | {"queries_per_class": 32, "negatives_per_class": 32, "max_iterations": 60, "learning_rate": 0.1}
+        **{
+            **PRESETS["demo"],
+            "patch_size": 48,
+            "widths": (4, 8, 8, 16, 16),
+            "embedding_dim": 16,
+            "queue_size": 256,
+        }
+        | {
+            "phantom_patients": 5,
+            "labelled_patients": 2,
+            "labelled_batch": 3,
+            "unlabelled_batch": 3,
+            "device": "cpu",
+        }
+        | {
+            "queries_per_class": 32,
+            "negatives_per_class": 32,
+            "max_iterations": 60,
+            "learning_rate": 0.1,
+        }
         | {"log_every": 2, "validate_every": 30, "checkpoint_every": 25}
     )
     folder = tmp_path_factory.mktemp("run")
@@ -64,10 +101,14 @@ def quick_run(tmp_path_factory):
 
 def test_the_loss_falls(quick_run):
     _, folder, _ = quick_run
-    rows = list(csv.DictReader(open(folder / "losses.csv")))
+    rows = read_rows(folder / "losses.csv")
     supervised = [float(row["supervised"]) for row in rows]
     assert np.mean(supervised[-5:]) < 0.6 * np.mean(supervised[:5])
-    assert all(np.isfinite(float(row[name])) for row in rows for name in ("saacl", "anco", "pseudo_label", "total"))
+    assert all(
+        np.isfinite(float(row[name]))
+        for row in rows
+        for name in ("saacl", "anco", "pseudo_label", "total")
+    )
 
 
 def test_it_segments_better_than_nothing(quick_run):
@@ -86,18 +127,23 @@ def test_what_a_run_leaves(quick_run):
     assert Configuration.load(folder / "configuration.json") == config
     assert json.loads((folder / "metrics.json").read_text())["mean_dice"] == summary["mean_dice"]
     assert len(summary["cases"]) == len(list((folder / "predictions").iterdir())) == 2
-    assert [int(row["iteration"]) for row in csv.DictReader(open(folder / "validation.csv"))] == [30, 60]
+    assert [int(row["iteration"]) for row in read_rows(folder / "validation.csv")] == [
+        30,
+        60,
+    ]
     assert any((folder / "tensorboard").iterdir())
 
 
 def test_schedules_follow_the_length_of_the_run(quick_run):
     _, folder, _ = quick_run
-    rows = list(csv.DictReader(open(folder / "losses.csv")))
+    rows = read_rows(folder / "losses.csv")
     temperature = {int(row["iteration"]): float(row["temperature"]) for row in rows}
     rate = {int(row["iteration"]): float(row["learning_rate"]) for row in rows}
-    assert temperature[1] == 1.0 and min(temperature, key=temperature.get) in (30, 32)  # τ⁻ halfway
+    assert temperature[1] == 1.0
+    assert min(temperature, key=temperature.get) in (30, 32)
     assert min(temperature.values()) == pytest.approx(0.1, abs=0.01)
-    assert rate[1] == 0.1 and rate[60] == pytest.approx(0.1 * (1 / 60) ** 0.9)
+    assert rate[1] == 0.1
+    assert rate[60] == pytest.approx(0.1 * (1 / 60) ** 0.9)
 
 
 def test_evaluate_again_gives_the_same(quick_run, tmp_path):
@@ -108,7 +154,9 @@ def test_evaluate_again_gives_the_same(quick_run, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_interrupted_run_goes_on_bit_for_bit(tiny_config, tmp_path, monkeypatch, workers):
-    config = tiny_config(max_iterations=6, dropout=0.1, num_workers=workers)  # dropout: uses torch's generator
+    config = tiny_config(
+        max_iterations=6, dropout=0.1, num_workers=workers
+    )  # dropout: uses torch's generator
     run_training(config, tmp_path / "whole")
 
     real_step, calls = training.training_step, []
@@ -148,7 +196,7 @@ def test_a_folder_with_a_run_is_not_overwritten(quick_run):
 @pytest.mark.parametrize("saacl_weight", [0.0, 0.01])
 def test_a_run_that_diverges_says_so(tiny_config, tmp_path, saacl_weight):
     config = tiny_config(learning_rate=1e30, saacl_weight=saacl_weight, anco_weight=0.0)
-    with pytest.raises(TrainerError, match="diverged by iteration .* lower --learning-rate"):
+    with pytest.raises(TrainerError, match=r"diverged by iteration .* lower --learning-rate"):
         run_training(config, tmp_path)
 
 
@@ -165,7 +213,8 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path):
 
     with pytest.raises(OSError, match="disk full"):
         replace_file(path, half)
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_checkpoint_round_trip(tiny_config, tmp_path):
@@ -177,7 +226,8 @@ def test_checkpoint_round_trip(tiny_config, tmp_path):
     save_checkpoint(state, history, tmp_path)
     restored = new_state(tiny_config(seed=9), CPU)
     assert load_checkpoint(restored, tmp_path) == history
-    assert restored.iteration == 1 and (restored.saacl.queue.labels >= 0).any()
+    assert restored.iteration == 1
+    assert (restored.saacl.queue.labels >= 0).any()
     first, second = training_step(restored, images, labels), None
     load_checkpoint(state, tmp_path)
     second = training_step(state, images, labels)
@@ -213,7 +263,10 @@ def test_leaving_out_the_contrastive_losses(tiny_config):
 
 def test_contrastive_losses_reach_head_and_network(tiny_config):
     images, labels = torch.randn(4, 1, 32, 32), torch.randint(0, 4, (4, 32, 32))
-    for weights in ({"saacl_weight": 0.01, "anco_weight": 0.0}, {"saacl_weight": 0.0, "anco_weight": 0.01}):
+    for weights in (
+        {"saacl_weight": 0.01, "anco_weight": 0.0},
+        {"saacl_weight": 0.0, "anco_weight": 0.01},
+    ):
         state = new_state(tiny_config(**weights), CPU)
         training_step(state, images, labels)
         assert state.student.head.neighbourhood.weight.grad.abs().max() > 0
@@ -242,7 +295,9 @@ def test_variants_take_a_step(tiny_config, amp, norm, mix):
 
 def test_a_batch_without_a_class(tiny_config):
     state = new_state(tiny_config(), CPU)
-    losses = training_step(state, torch.randn(4, 1, 32, 32), torch.zeros(4, 32, 32, dtype=torch.int64))
+    losses = training_step(
+        state, torch.randn(4, 1, 32, 32), torch.zeros(4, 32, 32, dtype=torch.int64)
+    )
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert not (state.saacl.queue.labels > 0).any()
 
@@ -290,8 +345,12 @@ def test_teacher_is_a_moving_average(tiny_config):
     for name, value in teacher.state_dict().items():
         step = 0.2 if value.is_floating_point() else 2
         torch.testing.assert_close(value, before[name] + step)
-    update_teacher(teacher, student, momentum=0.9, iteration=0)  # the ramp: at first the teacher is the student
-    assert all(torch.equal(a, b) for a, b in zip(teacher.parameters(), student.parameters(), strict=True))
+    update_teacher(
+        teacher, student, momentum=0.9, iteration=0
+    )  # the ramp: at first the teacher is the student
+    assert all(
+        torch.equal(a, b) for a, b in zip(teacher.parameters(), student.parameters(), strict=True)
+    )
 
 
 # Mixing and objectives
@@ -323,7 +382,8 @@ def test_cutmix_regions_are_rectangles_of_half_the_area():
         rows, columns = region.any(1), region.any(0)
         assert torch.equal(region, rows[:, None] & columns[None])
         for line in (rows, columns):
-            assert (line.int().diff().abs().sum() <= 2) and line.any()  # one interval
+            assert line.int().diff().abs().sum() <= 2
+            assert line.any()
         assert float(region.float().mean()) == pytest.approx(0.5, abs=0.03)
     assert len({tuple(region.flatten().tolist()) for region in regions}) > 40
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,18 @@ def small_volume(number: int, slices: int = 3):
 def write_nifti(folder: Path, name: str, volume, suffix: str = ".nii.gz") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for array, ending in zip(volume, ("", "_gt"), strict=True):
-        nibabel.save(nibabel.Nifti1Image(array.transpose(2, 1, 0), AFFINE), folder / f"{name}{ending}{suffix}")
+        nibabel.save(
+            nibabel.Nifti1Image(array.transpose(2, 1, 0), AFFINE),
+            folder / f"{name}{ending}{suffix}",
+        )
 
 
 def write_h5(path: Path, image, label) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         file["image"], file["label"] = image, label
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
