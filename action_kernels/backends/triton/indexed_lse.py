@@ -87,7 +87,7 @@ def indexed_lse(
     queries: Tensor, bank: Tensor, index: Tensor, scale: float, with_mean: bool
 ) -> tuple[Tensor, Tensor]:
     count, dim = queries.shape
-    if dim > tuning.LARGEST_DIM:
+    if dim > tuning.largest_dim(queries.element_size(), product_precision(queries)):
         return reference.indexed_lse(queries, bank, index, scale, with_mean)
     lse = queries.new_empty(count, dtype=torch.float32)
     mean = queries.new_empty((count, dim) if with_mean else (0,), dtype=torch.float32)

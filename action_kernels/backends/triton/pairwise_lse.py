@@ -29,7 +29,13 @@ from torch import Tensor
 
 from action_kernels.backends.reference import pairwise_lse as reference
 from action_kernels.backends.triton import tuning
-from action_kernels.backends.triton.device import as_bytes, launch, product_precision, target_of
+from action_kernels.backends.triton.device import (
+    Target,
+    as_bytes,
+    launch,
+    product_precision,
+    target_of,
+)
 from action_kernels.backends.triton.tiles import load_rows, product
 from action_kernels.ops.registry import register
 
@@ -323,23 +329,28 @@ def pairwise_lse_forward(
     key_mask: Tensor | None,
     normalized: bool,
 ) -> Tensor:
-    count, dim = anchors.shape
-    if dim > tuning.LARGEST_DIM:
+    count = anchors.shape[0]
+    if not _served(anchors):
         return reference.pairwise_lse_forward(anchors, keys, scale, mask, key_mask, normalized)
     if count == 0:
         return anchors.new_empty(0, dtype=torch.float32)
-    target = target_of(anchors)
 
     def run(tiles: tuning.Tiles) -> Tensor:
         return _forward(anchors.contiguous(), keys, scale, mask, key_mask, normalized, tiles)
 
-    candidates = tuning.forward_candidates(target, dim, anchors.element_size())
-    return run(tuning.choose(("pairwise_lse_forward", target, *_shape_class(anchors)), candidates, run))
+    candidates = tuning.forward_candidates(*_tiling_of(anchors))
+    key = ("pairwise_lse_forward", count.bit_length(), *_tiling_of(anchors))
+    return run(tuning.choose(key, candidates, run))
 
 
-def _shape_class(rows: Tensor) -> tuple[object, ...]:
-    """What the best tiles depend on: the count to a power of two, the dim and the dtype."""
-    return rows.shape[0].bit_length(), rows.shape[1], rows.dtype
+def _served(rows: Tensor) -> bool:
+    """Whether rows of this dim and precision fit a kernel; the reference takes the others."""
+    return rows.shape[1] <= tuning.largest_dim(rows.element_size(), product_precision(rows))
+
+
+def _tiling_of(rows: Tensor) -> tuple[Target, int, int, str]:
+    """What the rules of tiles go by."""
+    return target_of(rows), rows.shape[1], rows.element_size(), product_precision(rows)
 
 
 def _forward(
@@ -421,7 +432,7 @@ def pairwise_lse_backward(
     need_anchors: bool,
     need_keys: bool,
 ) -> tuple[Tensor, Tensor]:
-    if anchors.shape[1] > tuning.LARGEST_DIM:
+    if not _served(anchors):
         return reference.pairwise_lse_backward(
             grad_lse, lse, anchors, keys, scale, mask, key_mask, normalized, need_anchors, need_keys
         )
@@ -450,7 +461,8 @@ class _Rows:
 
     def peak(self) -> Tensor:
         """(1,) largest |gradient| among the rows that have one."""
-        assert self.lse is not None and self.grad is not None
+        assert self.lse is not None
+        assert self.grad is not None
         has_term = self.lse > -torch.inf
         if self.mask is not None:
             has_term &= self.mask
@@ -462,13 +474,13 @@ def _gradient(own: _Rows, other: _Rows, scale: float, fixed: bool) -> Tensor:
     values = own.values
     if values.shape[0] == 0 or other.values.shape[0] == 0:
         return torch.zeros_like(values)
-    target = target_of(values)
 
     def run(tiles: tuning.Tiles) -> Tensor:
         return _weighted_sum(own, other, scale, fixed, tiles)
 
-    candidates = tuning.backward_candidates(target, values.shape[1], values.element_size())
-    key = ("pairwise_lse_backward", target, own is other, *_shape_class(values))
+    candidates = tuning.backward_candidates(*_tiling_of(values))
+    count = values.shape[0].bit_length()
+    key = ("pairwise_lse_backward", own is other, count, *_tiling_of(values))
     return run(tuning.choose(key, candidates, run))
 
 

@@ -52,11 +52,15 @@ def _count_kernel(
         if FROM_LOGITS:
             largest = own
             for c in range(NUM_CLASSES):
-                logit = tl.load(pixel + tl.cast(c, tl.int64) * class_stride, mask=candidate, other=0.0)
+                logit = tl.load(
+                    pixel + tl.cast(c, tl.int64) * class_stride, mask=candidate, other=0.0
+                )
                 largest = tl.maximum(largest, _as_sums(logit, DOUBLE))
             sum_of_exponentials = tl.zeros_like(own)
             for c in range(NUM_CLASSES):
-                logit = tl.load(pixel + tl.cast(c, tl.int64) * class_stride, mask=candidate, other=0.0)
+                logit = tl.load(
+                    pixel + tl.cast(c, tl.int64) * class_stride, mask=candidate, other=0.0
+                )
                 sum_of_exponentials += tl.exp(_as_sums(logit, DOUBLE) - largest)
             own = tl.exp(own - largest) / sum_of_exponentials
         candidate &= own < threshold
@@ -79,7 +83,9 @@ def _scan_kernel(counts, before_out, totals_out, blocks, BLOCK: tl.constexpr):  
     for first in range(0, blocks, BLOCK):
         block = first + tl.arange(0, BLOCK)
         count = tl.load(counts + row + block, mask=block < blocks, other=0)
-        tl.store(before_out + row + block, before + tl.cumsum(count, 0) - count, mask=block < blocks)
+        tl.store(
+            before_out + row + block, before + tl.cumsum(count, 0) - count, mask=block < blocks
+        )
         before += tl.sum(count, 0)
     tl.store(totals_out + tl.program_id(0), before.to(tl.int64))
 
@@ -160,7 +166,9 @@ def sample_pixels(
         DOUBLE=flat is not None and flat.dtype == torch.float64,
         BLOCK=SAMPLING.block,
     )
-    launch(_scan_kernel, (num_classes,), SCAN, counts[0], counts[1], totals, blocks, BLOCK=SCAN.block)
+    launch(
+        _scan_kernel, (num_classes,), SCAN, counts[0], counts[1], totals, blocks, BLOCK=SCAN.block
+    )
     if index.numel():
         launch(
             _draw_kernel,

@@ -17,7 +17,6 @@ from action_kernels.backends.triton.device import INTERPRETER, Target
 
 ENVIRONMENT_VARIABLE = "ACTION_KERNELS_AUTOTUNE"
 SMALLEST_TILE = 16  # of tl.dot
-LARGEST_DIM = 512  # rows of more do not fit the shared memory and registers beside a key tile
 FULL_ENOUGH = 0.85  # share of the processors at work, averaged over the waves of a launch
 
 
@@ -40,33 +39,47 @@ def padded(dim: int) -> int:
     return max(SMALLEST_TILE, 1 << (dim - 1).bit_length())
 
 
-def forward_candidates(target: Target, dim: int, itemsize: int) -> list[Tiles]:
+def largest_dim(itemsize: int, precision: str) -> int:
+    """The largest dim served: rows of more do not fit shared memory and registers beside a key tile.
+
+    Three tf32 products keep two halves of both operands in registers, which fill at half that dim.
+    """
+    return 512 if itemsize == 2 or precision == "tf32" else 256
+
+
+def forward_candidates(target: Target, dim: int, itemsize: int, precision: str) -> list[Tiles]:
     """Tiles of `pairwise_lse` forward, the rule's choice first.
 
     Square, so that a tile can serve its rows and its columns.
     """
     if target is INTERPRETER:
         return [Tiles(16, 16, 4, 1)]
-    if itemsize == 4:  # three tf32 products keep both halves of the operands in registers
-        sides = [64, 32, 16] if target.capability >= 90 else [32, 16]
+    if precision == "tf32x3" and padded(dim) > 128:
+        candidates = [Tiles(16, 16, 4, 2)]
+    elif itemsize == 4:
+        sides = (64, 32, 16) if target.capability >= 90 else (32, 16)
         candidates = [Tiles(side, side, 8, stages) for side in sides for stages in (2, 1)]
     else:
         warps = 4 if target.capability >= 100 else 8  # sm_100: one warp group reads tensor memory
         candidates = [Tiles(128, 128, warps, 3), Tiles(128, 128, warps, 2)]
-        candidates += [Tiles(side, side, 4, stages) for side in (64, 32, 16) for stages in (3, 2, 1)]
+        candidates += [
+            Tiles(side, side, 4, stages) for side in (64, 32, 16) for stages in (3, 2, 1)
+        ]
     return _that_fit(target, dim, itemsize, candidates)
 
 
-def backward_candidates(target: Target, dim: int, itemsize: int) -> list[Tiles]:
+def backward_candidates(target: Target, dim: int, itemsize: int, precision: str) -> list[Tiles]:
     """Tiles of `pairwise_lse` backward, the rule's choice first.
 
     A program keeps (rows, dim) sums in float32 registers.
     """
     if target is INTERPRETER:
         return [Tiles(32, 16, 4, 1)]
-    if itemsize == 4:
-        candidates = [Tiles(32, keys, 8, stages) for keys in (32, 16) for stages in (2, 1)]
-        candidates += [Tiles(16, 16, 8, stages) for stages in (2, 1)]
+    if precision == "tf32x3" and padded(dim) > 128:
+        candidates = [Tiles(16, 16, 8, 2)]
+    elif itemsize == 4:
+        shapes = ((32, 32), (32, 16), (16, 16))
+        candidates = [Tiles(rows, keys, 8, stages) for rows, keys in shapes for stages in (2, 1)]
     else:
         rows = 128 if padded(dim) <= 128 else 64
         largest = 64 if padded(dim) <= 256 else 32
