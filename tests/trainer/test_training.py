@@ -113,7 +113,8 @@ def test_the_loss_falls(quick_run):
 
 def test_it_segments_better_than_nothing(quick_run):
     _, _, summary = quick_run
-    assert summary["mean_dice"] > 0.25  # an untrained network has less than 0.05
+    # The left ventricle comes first; untrained networks were seen to reach 0.003 on it.
+    assert summary["classes"]["LV"]["dice"] > 0.2
 
 
 def test_what_a_run_leaves(quick_run):
