@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight, conv3d_weight
 
 from action_kernels.ops import checks, sampled_features
 
@@ -66,11 +67,15 @@ class SampledHead(nn.Module):
         checks.check_tensor("index", index)
         size = pyramid[-1].shape[2:]
         flat = index.flatten()
-        hidden = None
-        for level, weight in zip(pyramid, self._level_weights(), strict=True):
-            neighbourhoods = sampled_features(level, flat, size).flatten(1)
-            term = F.linear(neighbourhoods, weight.transpose(1, 2).flatten(1))
-            hidden = term if hidden is None else hidden + term
+        hidden = torch.stack(
+            [
+                F.linear(
+                    sampled_features(level, flat, size).flatten(1),
+                    weight.transpose(1, 2).flatten(1),
+                )
+                for level, weight in zip(pyramid, self._level_weights(), strict=True)
+            ]
+        ).sum(0)
         rows = F.linear(hidden, self.projection.weight.flatten(1), self.projection.bias)
         present = (flat >= 0) & (flat < pyramid[-1].shape[0] * size.numel())
         return rows.where(present[:, None], 0).view(*index.shape, self.dim)
@@ -114,11 +119,12 @@ class SampledHead(nn.Module):
             members = _class_masks(labels, num_classes, mask)
             counts = members.flatten(2).sum((0, 2), dtype=torch.int64)
             members = members.to(dtype)
-            sums = None
-            for level, weight in zip(pyramid, self._level_weights(), strict=True):
-                level_sums = _shifted_class_sums(level.to(dtype), members)  # (K, C, taps)
-                term = level_sums.flatten(1) @ weight.flatten(1).T
-                sums = term if sums is None else sums + term
+            sums = torch.stack(
+                [
+                    _shifted_class_sums(level.to(dtype), members).flatten(1) @ weight.flatten(1).T
+                    for level, weight in zip(pyramid, self._level_weights(), strict=True)
+                ]
+            ).sum(0)
             means = sums / counts.clamp(min=1)[:, None].to(dtype)
             rows = F.linear(means, self.projection.weight.flatten(1), self.projection.bias)
             return rows.where((counts > 0)[:, None], 0), counts
@@ -179,7 +185,7 @@ def _shifted_class_sums(features: Tensor, members: Tensor) -> Tensor:
     size = members.shape[2:]
     if features.shape[2:] == size:
         weight_shape = (members.shape[1], channels, *[3] * len(size))
-        gradient = torch.nn.grad.conv2d_weight if len(size) == 2 else torch.nn.grad.conv3d_weight
+        gradient = conv2d_weight if len(size) == 2 else conv3d_weight
         return gradient(features, weight_shape, members, padding=1).flatten(2)
     weights = members  # (B, K, *fine) → axis by axis → (B, K, tap, coarse, tap, coarse, …)
     for axis, (coarse, fine) in enumerate(zip(features.shape[2:], size, strict=True)):

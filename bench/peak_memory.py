@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -27,6 +27,15 @@ def peak_memory(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> i
 
 def _measure(results: Any, prepare: Callable[..., Callable[[], Any]], arguments: Any) -> None:
     call = prepare(*arguments)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident
+    before = _status("VmRSS")
     call()
-    results.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    results.put(_status("VmHWM") - before)
+
+
+def _status(field: str) -> int:
+    """Bytes in a field of /proc/self/status, which counts in KiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}: peak memory needs Linux")

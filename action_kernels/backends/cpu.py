@@ -13,6 +13,7 @@ import os
 import threading
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ class _Map(ctypes.Structure):
 
 _int, _long, _double, _pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 _text, _rows, _map = ctypes.c_char_p, ctypes.POINTER(_Rows), ctypes.POINTER(_Map)
-_SIGNATURES = {
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ak_status_message": (_text, [_int]),
     "ak_cpu_isa": (_text, []),
     "ak_cpu_set_isa": (_int, [_text]),
@@ -69,7 +70,19 @@ _SIGNATURES = {
     ),
     "ak_cpu_pairwise_lse_backward": (
         _int,
-        [_rows, _rows, _long, _double, _pointer, _pointer, _pointer, _pointer, _int, _pointer, _long],
+        [
+            _rows,
+            _rows,
+            _long,
+            _double,
+            _pointer,
+            _pointer,
+            _pointer,
+            _pointer,
+            _int,
+            _pointer,
+            _long,
+        ],
     ),
     "ak_cpu_prepare_rows_forward": (
         _int,

@@ -1,0 +1,202 @@
+// Runs every CPU kernel on every instruction set over awkward shapes and compares with plain loops in double
+// precision. Built with sanitizers by run.py: arrays have exactly the size the ABI asks for, and what is
+// left out by masks is NaN. Prints one line per instruction set; exit status 1 on a wrong number.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../../csrc/include/action_kernels.h"
+
+namespace {
+
+struct Matrix {
+  int64_t rows, dim;
+  std::vector<float> values;
+  std::vector<uint8_t> mask;  // empty: all rows take part
+
+  bool takes_part(int64_t i) const { return mask.empty() || mask[i]; }
+  double at(int64_t i, int64_t k) const { return values[i * dim + k]; }
+  ak_rows described() const {
+    return {values.data(), mask.empty() ? nullptr : mask.data(), rows, dim, AK_FLOAT32};
+  }
+};
+
+Matrix random_rows(int64_t rows, int64_t dim, bool masked, std::mt19937& random) {
+  Matrix matrix{rows, dim, std::vector<float>(rows * dim), {}};
+  std::normal_distribution<float> normal;
+  if (masked) matrix.mask.resize(rows);
+  for (int64_t i = 0; i < rows; ++i) {
+    double squares = 0;
+    for (int64_t k = 0; k < dim; ++k) {
+      matrix.values[i * dim + k] = normal(random);
+      squares += matrix.at(i, k) * matrix.at(i, k);
+    }
+    if (masked) matrix.mask[i] = random() % 3 != 0;
+    for (int64_t k = 0; k < dim; ++k) {
+      float& value = matrix.values[i * dim + k];
+      value = matrix.takes_part(i) ? static_cast<float>(value / std::sqrt(squares)) : NAN;
+    }
+  }
+  return matrix;
+}
+
+struct Result {
+  std::vector<double> lse, grad_anchors, grad_keys;
+};
+
+// Upstream gradient of every anchor.
+float upstream(int64_t i) { return static_cast<float>(i % 5) - 1.5f; }
+
+Result by_loops(const Matrix& anchors, const Matrix& keys, bool symmetric, double scale) {
+  const int64_t n = anchors.rows, m = keys.rows, dim = anchors.dim;
+  Result result{std::vector<double>(n), std::vector<double>(n * dim), std::vector<double>(m * dim)};
+  std::vector<double> scores(m);
+  for (int64_t i = 0; i < n; ++i) {
+    if (!anchors.takes_part(i)) continue;
+    double maximum = -INFINITY, sum = 0;
+    for (int64_t j = 0; j < m; ++j) {
+      scores[j] = -INFINITY;
+      if (!keys.takes_part(j) || (symmetric && i == j)) continue;
+      scores[j] = 0;
+      for (int64_t k = 0; k < dim; ++k) scores[j] += scale * anchors.at(i, k) * keys.at(j, k);
+      maximum = std::fmax(maximum, scores[j]);
+    }
+    result.lse[i] = maximum;
+    if (maximum == -INFINITY) continue;
+    for (int64_t j = 0; j < m; ++j) sum += std::exp(scores[j] - maximum);
+    result.lse[i] += std::log(sum);
+    for (int64_t j = 0; j < m; ++j) {
+      const double weight = scale * upstream(i) * std::exp(scores[j] - result.lse[i]);
+      if (weight == 0) continue;
+      for (int64_t k = 0; k < dim; ++k) {
+        result.grad_anchors[i * dim + k] += weight * keys.at(j, k);
+        (symmetric ? result.grad_anchors : result.grad_keys)[j * dim + k] += weight * anchors.at(i, k);
+      }
+    }
+  }
+  return result;
+}
+
+int failures = 0;
+
+void expect_close(const char* what, const std::string& where, const std::vector<float>& found,
+                  const std::vector<double>& expected, double tolerance) {
+  double difference = 0, size = 1e-30;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    if (found[i] == expected[i]) continue;  // also two infinities
+    difference += (found[i] - expected[i]) * (found[i] - expected[i]);
+    size += expected[i] * expected[i];
+  }
+  if (std::sqrt(difference) <= tolerance * std::sqrt(size) + 1e-12) return;
+  std::printf("FAILED %s of %s: relative error %.2e\n", what, where.c_str(), std::sqrt(difference / size));
+  ++failures;
+}
+
+void expect_ok(int status, const std::string& where) {
+  if (status == AK_OK) return;
+  std::printf("FAILED %s: %s\n", where.c_str(), ak_status_message(status));
+  ++failures;
+}
+
+// Forward and backward on this thread, against loops.
+void check_lse(const Matrix& anchors, const Matrix& keys, bool symmetric, double scale, int threads,
+               const Result& expected, const std::string& where) {
+  const ak_rows a = anchors.described(), k = keys.described();
+  const ak_rows* key_rows = symmetric ? nullptr : &k;
+  std::vector<float> lse(anchors.rows, NAN), grad_anchors(anchors.values.size(), NAN),
+      grad_keys(symmetric ? 0 : keys.values.size(), NAN), grad_lse(anchors.rows);
+  for (int64_t i = 0; i < anchors.rows; ++i) grad_lse[i] = anchors.takes_part(i) ? upstream(i) : NAN;
+
+  std::vector<char> workspace(ak_cpu_pairwise_lse_workspace(&a, key_rows, anchors.dim, AK_FORWARD, threads));
+  expect_ok(ak_cpu_pairwise_lse_forward(&a, key_rows, anchors.dim, scale, lse.data(), threads, workspace.data(),
+                                        workspace.size()), where);
+  const int pass = AK_GRAD_ANCHORS | (symmetric ? 0 : AK_GRAD_KEYS);
+  workspace.assign(ak_cpu_pairwise_lse_workspace(&a, key_rows, anchors.dim, pass, threads), -1);
+  expect_ok(ak_cpu_pairwise_lse_backward(&a, key_rows, anchors.dim, scale, grad_lse.data(), lse.data(),
+                                         grad_anchors.data(), symmetric ? nullptr : grad_keys.data(), threads,
+                                         workspace.data(), workspace.size()), where);
+
+  expect_close("lse", where, lse, expected.lse, 2e-6);
+  expect_close("gradient of anchors", where, grad_anchors, expected.grad_anchors, 2e-5);
+  if (!symmetric) expect_close("gradient of keys", where, grad_keys, expected.grad_keys, 2e-5);
+}
+
+void check_prepare(int64_t batch, int64_t dim, int64_t pixels, int threads, std::mt19937& random,
+                   const std::string& where) {
+  const Matrix x = random_rows(batch * pixels, dim, true, random);  // by pixel
+  const Matrix g = random_rows(batch * pixels, dim, false, random);
+  std::vector<float> map(x.values.size()), rows(map.size(), NAN), factors(x.rows, NAN), gradient(map.size(), NAN);
+  const auto place = [&](int64_t row, int64_t k) { return (row / pixels * dim + k) * pixels + row % pixels; };
+  for (int64_t i = 0; i < x.rows; ++i)
+    for (int64_t k = 0; k < dim; ++k) map[place(i, k)] = 3 * x.values[i * dim + k];
+  const ak_map described = {map.data(), batch, dim, pixels, AK_FLOAT32};
+  expect_ok(ak_cpu_prepare_rows_forward(&described, x.mask.data(), 1, rows.data(), AK_FLOAT32, factors.data(),
+                                        threads), where);
+  expect_ok(ak_cpu_prepare_rows_backward(&described, g.values.data(), AK_FLOAT32, factors.data(), 1,
+                                         gradient.data(), threads), where);
+  std::vector<double> expected_rows(map.size()), expected_gradient(map.size());
+  for (int64_t i = 0; i < x.rows; ++i) {
+    if (!x.takes_part(i)) continue;
+    double along = 0;
+    for (int64_t k = 0; k < dim; ++k) along += x.at(i, k) * g.at(i, k);
+    for (int64_t k = 0; k < dim; ++k) {
+      expected_rows[i * dim + k] = x.at(i, k);
+      expected_gradient[place(i, k)] = (g.at(i, k) - x.at(i, k) * along) / 3;
+    }
+  }
+  expect_close("rows", where, rows, expected_rows, 1e-6);
+  expect_close("gradient of rows", where, gradient, expected_gradient, 1e-5);
+}
+
+void check_all(const std::string& isa) {
+  std::mt19937 random(1);
+  const int64_t shapes[][3] = {
+      {0, 3, 4},      {1, 1, 1},     {2, 5, 3},      // nothing, one, ragged
+      {24, 23, 16},   {25, 49, 17},                  // a panel of keys, one more
+      {193, 95, 70},  {200, 1, 130},                 // a tile, one more; more than a slice
+      {20, 500, 33},  {500, 20, 64},                 // one side much longer
+  };
+  for (const auto& [n, m, dim] : shapes)
+    for (double scale : {10.0, 200.0})  // bounded scores, running maximum
+      for (bool masked : {false, true})
+        for (bool symmetric : {false, true}) {
+          const Matrix anchors = random_rows(n, dim, masked, random), keys = random_rows(m, dim, masked, random);
+          const Result expected = by_loops(anchors, symmetric ? anchors : keys, symmetric, scale);
+          for (int threads : {1, 3}) {
+            check_lse(anchors, keys, symmetric, scale, threads, expected,
+                      isa + " n " + std::to_string(n) + " m " + std::to_string(m) + " d " + std::to_string(dim) +
+                          " scale " + std::to_string(scale) + " threads " + std::to_string(threads) +
+                          (masked ? " masked" : "") + (symmetric ? " symmetric" : ""));
+          }
+        }
+  for (int threads : {1, 3}) {
+    check_prepare(67, 5, 1, threads, random, isa + " matrix");
+    check_prepare(2, 33, 130, threads, random, isa + " map");
+  }
+  // Two callers at once, each with threads of its own.
+  const Matrix anchors = random_rows(260, 40, true, random);
+  const Result expected = by_loops(anchors, anchors, true, 10);
+  std::thread other([&] { check_lse(anchors, anchors, true, 10, 2, expected, isa + " first caller"); });
+  check_lse(anchors, anchors, true, 10, 2, expected, isa + " second caller");
+  other.join();
+}
+
+}  // namespace
+
+int main() {
+  std::string names = ak_cpu_supported_isas();
+  for (size_t start = 0; start < names.size();) {
+    const size_t end = std::min(names.find(", ", start), names.size());
+    const std::string isa = names.substr(start, end - start);
+    expect_ok(ak_cpu_set_isa(isa.c_str()), isa);
+    const int before = failures;
+    check_all(isa);
+    std::printf("%s: %s\n", isa.c_str(), failures == before ? "passed" : "failed");
+    start = end + 2;
+  }
+  return failures ? 1 : 0;
+}

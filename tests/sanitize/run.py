@@ -1,0 +1,85 @@
+"""Build the CPU kernels and their driver with sanitizers and run it.
+
+    python tests/sanitize/run.py [address,undefined] [thread] [none]
+
+ThreadSanitizer does not know OpenMP's barriers, so its build runs the kernels on std::thread instead
+(csrc/cpu/parallel.h); all other synchronisation is the same. All builds hold the AVX-512 register
+blocking in AVX2 instructions besides the real instruction sets.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+KERNELS = HERE.parents[1] / "csrc" / "cpu"
+SANITIZERS = ("address,undefined", "thread")
+FLAGS = ["-std=c++17", "-O2", "-g", "-fno-omit-frame-pointer", f"-I{KERNELS}"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
+EMULATED = ["-DAK_TEST_EMULATED_AVX512"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+
+
+def compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+def sources() -> dict[Path, list[str]]:
+    """Each source file and the flags of its instruction set."""
+    files = {HERE / "driver.cpp": [], KERNELS / "api.cpp": [], KERNELS / "kernels_portable.cpp": []}
+    if platform.machine() in ("x86_64", "AMD64"):
+        files[KERNELS / "api.cpp"] = EMULATED
+        files[KERNELS / "kernels_avx2.cpp"] = AVX2
+        files[KERNELS / "kernels_avx512.cpp"] = AVX512
+        files[HERE / "emulated_avx512.cpp"] = AVX2 + EMULATED
+    return files
+
+
+def build(sanitizer: str, folder: Path) -> Path:
+    flags = [*FLAGS, "-pthread"]
+    if sanitizer != "none":
+        flags += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
+    if sanitizer != "thread":
+        flags.append("-fopenmp")
+
+    def compile_one(item: tuple[Path, list[str]]) -> str:
+        source, instruction_set = item
+        target = str(folder / f"{source.stem}.o")
+        subprocess.run(
+            [compiler(), *flags, *instruction_set, "-c", source, "-o", target], check=True
+        )
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, sources().items()))
+    program = folder / "driver"
+    subprocess.run([compiler(), *flags, *objects, "-o", program, "-ldl"], check=True)
+    return program
+
+
+def run(sanitizer: str) -> subprocess.CompletedProcess[str]:
+    with tempfile.TemporaryDirectory() as name:
+        program = build(sanitizer, Path(name))
+        # OpenMP's own pool is never freed, by design.
+        environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}
+        return subprocess.run([program], capture_output=True, text=True, env=environment)
+
+
+def main() -> int:
+    failed = False
+    for sanitizer in sys.argv[1:] or SANITIZERS:
+        result = run(sanitizer)
+        print(f"-fsanitize={sanitizer}\n{result.stdout}{result.stderr}", end="")
+        failed |= result.returncode != 0
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
