@@ -9,7 +9,7 @@ import torch
 from monai.networks.nets.basic_unet import BasicUNet
 from torch import Tensor, nn
 
-from action_kernels.heads import SampledHead
+from action_kernels import SampledHead
 
 from .cases import CLASS_NAMES
 from .configuration import Configuration

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from .errors import TrainerError
 from .evaluation import FOREGROUND
 
 History = dict[str, list[dict[str, float]]]
+SECONDS_BETWEEN_LINES = 30.0  # of the record, where no progress bar is shown
 
 
 def diverged(iteration: int) -> str:
@@ -26,7 +29,8 @@ class Record:
     """Collects numbers during training; `history` goes into checkpoints, so a resumed run has all of it."""
 
     def __init__(self, folder: Path, history: History | None, start: int, total: int) -> None:
-        self.folder = folder
+        self.folder, self.total = folder, total
+        self._next_line = 0.0
         self.history: History = history or {"losses": [], "validation": []}
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
         self.bar = tqdm(
@@ -52,6 +56,11 @@ class Record:
             kind = "schedule" if name in schedules else "loss"
             self.writer.add_scalar(f"{kind}/{name}", value, iteration)
         self.bar.set_postfix(loss=f"{entry['total']:.3f}", refresh=False)
+        if (
+            self.bar.disable and time.monotonic() > self._next_line
+        ):  # no terminal: a line now and then
+            self.tell(f"iteration {iteration} of {self.total}: loss {entry['total']:.4f}")
+            self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
 
     def add_validation(self, iteration: int, summary: dict[str, Any]) -> None:
         """Keep the Dice of every class on the validation list, and tell it."""
@@ -67,6 +76,7 @@ class Record:
     def tell(self, line: str) -> None:
         """Print a line without breaking the progress bar."""
         tqdm.write(line)
+        sys.stdout.flush()
 
     def close(self) -> None:
         """Write the record as CSV and end TensorBoard's file and the bar."""

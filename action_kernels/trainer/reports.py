@@ -16,6 +16,7 @@ from .evaluation import CaseResult, summarise, table, write_prediction, write_su
 from .figures import case_figure, gallery_figure
 from .metrics import Scores
 from .splits import Split
+from .theory import sentence
 
 GALLERY_CASES = 6
 
@@ -69,5 +70,7 @@ def report_cases(
     print(f"\n{facts['list']} list, {len(scores)} cases, distances in voxels\n\n{table(summary)}\n")
     for failure in summary["failures"]:
         print(f"failure: {failure['case']} {failure['class']}: {failure['failure']}")
+    if "embeddings" in facts:
+        print(sentence(facts["embeddings"]))
     print(f"metrics, predictions and figures are in {folder}")
     return {**facts, **summary}

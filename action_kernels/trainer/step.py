@@ -10,10 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from action_kernels.losses.anatomical_contrast import anatomical_contrast_loss
-from action_kernels.losses.saacl import SAACL
-from action_kernels.sampling import draw_negatives, sample_pixels
-from action_kernels.temperature import AnatomicalTemperature
+from action_kernels import (
+    SAACL,
+    AnatomicalTemperature,
+    anatomical_contrast_loss,
+    draw_negatives,
+    sample_pixels,
+)
 
 from .cases import CLASS_NAMES
 from .configuration import Configuration

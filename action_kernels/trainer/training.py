@@ -27,6 +27,7 @@ from .records import History, Record, diverged
 from .reports import about, report_cases
 from .splits import Split, split_patients
 from .step import Losses, TrainingState, new_state, training_step
+from .theory import measure_embeddings
 
 
 class Interrupted(Exception):
@@ -60,10 +61,7 @@ def run_training(config: Configuration, folder: Path, *, resume: bool = False) -
     if stop.requested and state.iteration < config.max_iterations:
         raise Interrupted(f"stopped after iteration {state.iteration} of {config.max_iterations}")
     training_figure(record.history, folder / "training.png")
-    results = evaluate_cases(state.student, split.cases(config.final_list, cases), config, device)
-    return report_cases(
-        results, folder, about(config, config.final_list, split, device, state.iteration)
-    )
+    return evaluate_and_report(state, config.final_list, cases, split, folder)
 
 
 def evaluate_run(run: Path, part: str, output: Path, **changes: Any) -> dict[str, Any]:
@@ -76,8 +74,20 @@ def evaluate_run(run: Path, part: str, output: Path, **changes: Any) -> dict[str
     cases, split = load_split(config)
     state = new_state(config, device)
     load_checkpoint(state, run)
-    results = evaluate_cases(state.student, split.cases(part, cases), config, device)
-    return report_cases(results, output, about(config, part, split, device, state.iteration))
+    return evaluate_and_report(state, part, cases, split, output)
+
+
+def evaluate_and_report(
+    state: TrainingState, part: str, cases: list[Case], split: Split, folder: Path
+) -> dict[str, Any]:
+    """Evaluate the student on the list `part`, with the theory's measures where SAACL was used; write all of it."""
+    config = state.config
+    facts = about(config, part, split, state.device, state.iteration)
+    chosen = split.cases(part, cases)
+    if config.saacl_weight:
+        facts["embeddings"] = measure_embeddings(state, chosen)
+    results = evaluate_cases(state.student, chosen, config, state.device)
+    return report_cases(results, folder, facts)
 
 
 def train(

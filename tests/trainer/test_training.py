@@ -36,6 +36,7 @@ from action_kernels.trainer.networks import (
 )
 from action_kernels.trainer.objectives import pseudo_label_loss, supervised_loss
 from action_kernels.trainer.step import new_state, set_learning_rate, training_step
+from action_kernels.trainer.theory import mirrored
 from action_kernels.trainer.training import Interrupted, run_training
 
 CPU = torch.device("cpu")
@@ -151,6 +152,22 @@ def test_evaluate_again_gives_the_same(quick_run, tmp_path):
     _, folder, summary = quick_run
     again = training.evaluate_run(folder, "test", tmp_path / "test")
     assert again["cases"] == summary["cases"]
+
+
+def test_the_theory_is_measured(quick_run):
+    _, _, summary = quick_run
+    measured = summary["embeddings"]
+    assert 0 < measured["alignment"] < 2
+    assert -1 / 3 - 1e-6 <= measured["class_divergence"] <= 1
+    assert set(measured["nearest_center_error"]) == {"background", "RV", "Myo", "LV", "mean"}
+    # SAACL has drawn most classes towards their centres: chance is an error of ¾.
+    assert measured["nearest_center_error"]["mean"] < 0.6
+
+
+def test_mirrored_pixels_are_the_same_pixels():
+    images = torch.randn(3, 1, 5, 7)
+    index = torch.arange(3 * 5 * 7)
+    assert torch.equal(images.flip(-1).flatten()[mirrored(index, images)], images.flatten()[index])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
