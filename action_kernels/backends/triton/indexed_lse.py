@@ -1,7 +1,7 @@
 """`indexed_lse`: bank rows gathered into tiles, scored, summed and averaged in one pass.
 
 The running maximum m, sum l and mean of each query are kept in registers:
-for a tile of scores x (base 2), m' = max(m, max x), l' = l · 2^(m − m') + Σ 2^(x − m').
+for a tile of scores x, m' = max(m, max x), l' = l · e^(m − m') + Σ e^(x − m').
 A run of several queries shares a tile by matrix units; a query of its own is a vector.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from action_kernels.backends.reference import indexed_lse as reference
 from action_kernels.backends.triton import tuning
 from action_kernels.backends.triton.device import launch, product_precision, target_of
-from action_kernels.backends.triton.pairwise_lse import DTYPES, LOG2_E
+from action_kernels.backends.triton.pairwise_lse import DTYPES
 from action_kernels.backends.triton.tiles import product
 from action_kernels.ops.registry import register
 
@@ -30,7 +30,7 @@ def _kernel(
     queries_per_run,
     bank_count,
     negatives,
-    log2_scale,
+    scale,
     DIM: tl.constexpr,
     DIM_PADDED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -62,11 +62,11 @@ def _kernel(
             x = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1)[None, :]
         else:
             x = product(q, tl.trans(k), None, PRECISION)
-        x = tl.where(present[None, :], x * log2_scale, float("-inf"))
+        x = tl.where(present[None, :], x * scale, float("-inf"))
         new = tl.maximum(maximum, tl.max(x, 1))
         shift = tl.where(new == float("-inf"), 0.0, new)
-        shrink = tl.exp2(maximum - shift)
-        e = tl.exp2(x - shift[:, None])
+        shrink = tl.exp(maximum - shift)
+        e = tl.exp(x - shift[:, None])
         total = total * shrink + tl.sum(e, 1)
         if WITH_MEAN:
             mean = mean * shrink[:, None]
@@ -75,7 +75,7 @@ def _kernel(
             else:
                 mean = product(e.to(k.dtype), k, mean, PRECISION)
         maximum = new
-    lse = (maximum + tl.log2(total)) * 0.6931471805599453
+    lse = maximum + tl.log(total)
     tl.store(lse_out + rows, lse, mask=exists)
     if WITH_MEAN:
         weight = tl.where(total > 0, 1.0 / total, 0.0)
@@ -108,7 +108,7 @@ def indexed_lse(
         queries_per_run,
         bank.shape[0],
         negatives,
-        scale * LOG2_E,
+        scale,
         DIM=dim,
         DIM_PADDED=tuning.padded(dim),
         ROWS=tiles.rows,

@@ -1,10 +1,10 @@
 """`pairwise_lse`: tiles of similarities by matrix units, reduced where they stand.
 
-All exponents are of 2: c = scale · log2(e) turns a product of rows into one.
-
-- Forward, *fixed shift*: rows of norm 1 and c ≤ 63 bound every exponent by ±63, so 2^x neither
-  overflows nor vanishes in float32 and sums of it need no maximum (the shift is 0). *Online maximum*:
-  the running maximum of each row, for all else. The same kernel, compiled in two variants.
+- Forward, *fixed shift*: with rows of norm 1 and c = scale · log2(e) ≤ 63 the exponents x = c · a_i·k_j
+  lie within ±63, so 2^x neither overflows nor vanishes in float32 and sums of it need no maximum (the
+  shift is 0). *Online maximum*: for all else the running maximum of each row, and e^x, because
+  rounding logits of hundreds to another base twice would cost their last digits. One kernel, compiled
+  in two variants, both with exponents x = multiplier · a_i·k_j.
 - Forward, *symmetric* (anchors are their own keys, fixed shift): each tile once, its row sums kept in
   registers and its column sums added atomically. Row-owned otherwise, and where deterministic
   algorithms are asked for: twice the products, no atomics.
@@ -55,7 +55,7 @@ def _forward_kernel(
     anchor_count,
     key_count,
     tiles_per_split,
-    log2_scale,
+    multiplier,
     DIM: tl.constexpr,
     DIM_PADDED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -88,20 +88,20 @@ def _forward_kernel(
         diagonal_last = tl.minimum(last, ROWS // KEYS)
         maximum, total = _sum_tiles(
             a, a_valid, maximum, total, keys, key_mask, result, start, first, diagonal_last,
-            key_tiles, key_count, log2_scale, DIM, DIM_PADDED, ROWS, KEYS, SELF, False, FIXED,
+            key_tiles, key_count, multiplier, DIM, DIM_PADDED, ROWS, KEYS, SELF, False, FIXED,
             KEYS_MASKED, RAGGED, PRECISION, True,
         )  # fmt: skip
         first = tl.maximum(first, ROWS // KEYS)
     maximum, total = _sum_tiles(
         a, a_valid, maximum, total, keys, key_mask, result, start, first, last,
-        key_tiles, key_count, log2_scale, DIM, DIM_PADDED, ROWS, KEYS, SELF, SYMMETRIC, FIXED,
+        key_tiles, key_count, multiplier, DIM, DIM_PADDED, ROWS, KEYS, SELF, SYMMETRIC, FIXED,
         KEYS_MASKED, RAGGED, PRECISION, False,
     )  # fmt: skip
     rows = start + tl.arange(0, ROWS)
     if SYMMETRIC:
         tl.atomic_add(result + rows, total, mask=a_valid, sem="relaxed")
     else:
-        lse = tl.where(a_valid, (maximum + tl.log2(total)) * 0.6931471805599453, 0.0)
+        lse = tl.where(a_valid, maximum + tl.log(total), 0.0)
         position = tl.cast(split, tl.int64) * anchor_count + rows
         tl.store(result + position, lse, mask=rows < anchor_count)
 
@@ -120,7 +120,7 @@ def _sum_tiles(
     last,
     key_tiles,
     key_count,
-    log2_scale,
+    multiplier,
     DIM: tl.constexpr,
     DIM_PADDED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -139,7 +139,7 @@ def _sum_tiles(
         k, k_valid = load_rows(
             keys, key_mask, key_start, key_count, KEYS, DIM, DIM_PADDED, KEYS_MASKED, RAGGED
         )
-        x = product(a, tl.trans(k), None, PRECISION) * log2_scale
+        x = product(a, tl.trans(k), None, PRECISION) * multiplier
         if KEYS_MASKED or RAGGED:
             x += tl.where(k_valid, 0.0, float("-inf"))[None, :]
         if DIAGONAL:
@@ -155,7 +155,7 @@ def _sum_tiles(
         else:
             new = tl.maximum(maximum, tl.max(x, 1))
             shift = tl.where(new == float("-inf"), 0.0, new)
-            total = total * tl.exp2(maximum - shift) + tl.sum(tl.exp2(x - shift[:, None]), 1)
+            total = total * tl.exp(maximum - shift) + tl.sum(tl.exp(x - shift[:, None]), 1)
             maximum = new
     return maximum, total
 
@@ -193,7 +193,7 @@ def _backward_kernel(
     other_count,
     tiles_per_split,
     scale,
-    log2_scale,
+    multiplier,
     DIM: tl.constexpr,
     DIM_PADDED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -228,14 +228,14 @@ def _backward_kernel(
         diagonal_last = tl.minimum(last, ROWS // KEYS)
         total = _weigh_tiles(
             a, a_lse, a_weight, total, other, other_lse, other_grad, other_mask, start, first,
-            diagonal_last, tiles, other_count, unit, log2_scale, DIM, DIM_PADDED, ROWS, KEYS,
-            OWN_TERM, OTHER_TERM, FIXED, OTHER_MASKED, RAGGED, PRECISION, True,
+            diagonal_last, tiles, other_count, unit, multiplier, DIM, DIM_PADDED, ROWS, KEYS,
+            OWN_TERM, OTHER_TERM, FIXED, OTHER_MASKED, RAGGED, HALF, PRECISION, True,
         )  # fmt: skip
         first = tl.maximum(first, ROWS // KEYS)
     total = _weigh_tiles(
         a, a_lse, a_weight, total, other, other_lse, other_grad, other_mask, start, first,
-        last, tiles, other_count, unit, log2_scale, DIM, DIM_PADDED, ROWS, KEYS,
-        OWN_TERM, OTHER_TERM, FIXED, OTHER_MASKED, RAGGED, PRECISION, False,
+        last, tiles, other_count, unit, multiplier, DIM, DIM_PADDED, ROWS, KEYS,
+        OWN_TERM, OTHER_TERM, FIXED, OTHER_MASKED, RAGGED, HALF, PRECISION, False,
     )  # fmt: skip
     total = tl.where(a_valid[:, None], total * (scale * unit), 0.0)
     rows = start + tl.arange(0, ROWS)
@@ -247,7 +247,7 @@ def _backward_kernel(
 
 @triton.jit
 def _weights(lse, grad, start, valid, unit, ROWS: tl.constexpr, FIXED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Of the rows' terms g · 2^(x − lse): (0, g · 2^(−lse)) if FIXED, else (lse, g).
+    """Of the rows' terms: lse, and g · e^(−lse) if FIXED, else g.
 
     A row without a term, for it takes no part or its sum was empty, has the lse +inf and the weight 0.
     """
@@ -255,10 +255,9 @@ def _weights(lse, grad, start, valid, unit, ROWS: tl.constexpr, FIXED: tl.conste
     row_lse = tl.load(lse + rows, mask=valid, other=float("-inf"))
     has_term = row_lse > float("-inf")
     weight = tl.where(has_term, tl.load(grad + rows, mask=valid, other=0.0) / unit, 0.0)
-    row_lse = tl.where(has_term, row_lse * 1.4426950408889634, float("inf"))
+    row_lse = tl.where(has_term, row_lse, float("inf"))
     if FIXED:
-        weight *= tl.exp2(-row_lse)
-        row_lse = tl.zeros((ROWS,), tl.float32)
+        weight *= tl.exp(-row_lse)
     return row_lse, weight
 
 
@@ -278,7 +277,7 @@ def _weigh_tiles(
     tiles,
     other_count,
     unit,
-    log2_scale,
+    multiplier,
     DIM: tl.constexpr,
     DIM_PADDED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -288,6 +287,7 @@ def _weigh_tiles(
     FIXED: tl.constexpr,
     OTHER_MASKED: tl.constexpr,
     RAGGED: tl.constexpr,
+    HALF: tl.constexpr,
     PRECISION: tl.constexpr,
     DIAGONAL: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
@@ -298,24 +298,28 @@ def _weigh_tiles(
         b, b_valid = load_rows(
             other, other_mask, other_start, other_count, KEYS, DIM, DIM_PADDED, OTHER_MASKED, RAGGED
         )
-        x = product(a, tl.trans(b), None, PRECISION) * log2_scale
+        x = product(a, tl.trans(b), None, PRECISION) * multiplier
         if DIAGONAL:
             x = tl.where(_off_diagonal(start, other_start, ROWS, KEYS), x, float("-inf"))
         if OTHER_TERM:
             b_lse, b_weight = _weights(
                 other_lse, other_grad, other_start, b_valid, unit, KEYS, FIXED
             )
-        if FIXED:  # a row b that takes no part is zero: its finite weight is harmless
+        if FIXED:
             g = tl.exp2(x) * (a_weight[:, None] + b_weight[None, :])
+            if HALF and (OTHER_MASKED or RAGGED):
+                # A row b that takes no part is zero, which makes any weight harmless that is finite;
+                # of g · e^(0 − lse) only float32 and bfloat16 are sure to be.
+                g = tl.where(b_valid[None, :], g, 0.0)
         else:
             g = tl.zeros((ROWS, KEYS), tl.float32)
             if OWN_TERM:
-                e = tl.exp2(x - a_lse[:, None])
-                if OTHER_MASKED or RAGGED:  # ... but 2^(0 − lse) need not be finite
+                e = tl.exp(x - a_lse[:, None])
+                if OTHER_MASKED or RAGGED:  # likewise: a row b of zeros, but e^(0 − lse) infinite
                     e = tl.where(b_valid[None, :], e, 0.0)
                 g += e * a_weight[:, None]
             if OTHER_TERM:
-                g += tl.exp2(x - b_lse[None, :]) * b_weight[None, :]
+                g += tl.exp(x - b_lse[None, :]) * b_weight[None, :]
         total = product(g.to(b.dtype), b, total, PRECISION)
     return total
 
@@ -387,7 +391,7 @@ def _forward(
         count,
         key_count,
         triton.cdiv(steps, splits),
-        scale * LOG2_E,
+        _multiplier(scale, fixed),
         SELF=self_,
         SYMMETRIC=symmetric,
         FIXED=fixed,
@@ -407,6 +411,11 @@ def _forward(
 
 def _fixed_shift(scale: float, normalized: bool) -> bool:
     return normalized and scale * LOG2_E <= LARGEST_FIXED_EXPONENT
+
+
+def _multiplier(scale: float, fixed: bool) -> float:
+    """Of products of rows: exponents of 2 under a fixed shift, else of e."""
+    return scale * LOG2_E if fixed else scale
 
 
 def _tile_constants(rows: Tensor, tiles: tuning.Tiles) -> dict[str, Any]:
@@ -517,7 +526,7 @@ def _weighted_sum(
         other_count,
         triton.cdiv(steps, splits),
         scale,
-        scale * LOG2_E,
+        _multiplier(scale, fixed),
         OWN_TERM=own.lse is not None,
         OTHER_TERM=other.lse is not None,
         FIXED=fixed,
