@@ -20,7 +20,7 @@ def indexed_lse(
     present = (index >= 0) & (index < bank.shape[0])
     for run in chunks(runs if bank.shape[0] else 0, negatives * dim):
         keys = clean(bank[index[run].where(present[run], 0)].flatten(0, 1), present[run].flatten())
-        keys = keys.view(-1, negatives, dim)
+        keys = keys.view(*present[run].shape, dim)
         for part in chunks(q.shape[1], keys.shape[0] * negatives):
             s = torch.bmm(q[run, part], keys.transpose(1, 2)) * scale
             s = s.masked_fill(~present[run, None], -torch.inf)
