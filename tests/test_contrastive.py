@@ -1,0 +1,125 @@
+"""SupCon, InfoNCE and NT-Xent against their formulas and against pytorch-metric-learning."""
+
+from __future__ import annotations
+
+import eager
+import pytest
+import torch
+from support import relative_error
+from torch.nn.functional import cross_entropy, normalize
+
+from action_kernels import info_nce_loss, nt_xent_loss, supcon_loss
+
+N, D, TEMPERATURE = 24, 7, 0.2
+
+
+def rows(seed: int, n: int = N) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, D, dtype=torch.float64, generator=generator).requires_grad_()
+
+
+def assert_same(ours, theirs, *inputs):
+    """Equal values, and equal gradients to every input."""
+    assert relative_error(ours, theirs) < 1e-12
+    mine = torch.autograd.grad(ours.sum(), inputs)
+    for gradient, expected in zip(mine, torch.autograd.grad(theirs.sum(), inputs), strict=True):
+        assert relative_error(gradient, expected) < 1e-10
+
+
+@pytest.mark.parametrize("labels", [torch.arange(N) % 4, torch.arange(N) // 2, torch.arange(N) % 5])
+def test_supcon_is_its_formula(labels):
+    features = rows(0)
+    ours = supcon_loss(features, labels, temperature=TEMPERATURE, reduction="none")
+    assert_same(ours, eager.supcon(features, labels, temperature=TEMPERATURE), features)
+
+
+def test_supcon_takes_any_integers_and_leaves_the_ignored_out():
+    features, labels = rows(0), torch.arange(N) % 3 * 1000 - 7
+    labels[5:9] = -1
+    ours = supcon_loss(features, labels, temperature=TEMPERATURE, reduction="none")
+    kept = labels != -1
+    assert (ours[~kept] == 0).all()
+    expected = eager.supcon(features[kept], labels[kept], temperature=TEMPERATURE)
+    assert_same(ours[kept], expected, features)
+    mean = supcon_loss(features, labels, temperature=TEMPERATURE)
+    assert relative_error(mean, expected.mean()) < 1e-12
+
+
+def test_an_anchor_without_a_positive_has_no_loss():
+    features, labels = rows(0), torch.arange(N)
+    labels[1] = 0
+    ours = supcon_loss(features, labels, temperature=TEMPERATURE, reduction="none")
+    assert (ours[2:] == 0).all()
+    assert (ours[:2] > 0).all()
+
+
+def test_supcon_against_pytorch_metric_learning():
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    features, labels = rows(0), torch.arange(N) % 4
+    theirs = losses.SupConLoss(temperature=TEMPERATURE)(features, labels)
+    assert_same(supcon_loss(features, labels, temperature=TEMPERATURE), theirs, features)
+
+
+def test_nt_xent_against_pytorch_metric_learning():
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    first, second, labels = rows(0), rows(1), torch.arange(N).repeat(2)
+    views = torch.cat((first, second))
+    theirs = losses.NTXentLoss(temperature=TEMPERATURE)(views, labels)
+    assert_same(nt_xent_loss(first, second, temperature=TEMPERATURE), theirs, first, second)
+
+
+def test_info_nce_against_pytorch_metric_learning():
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    queries, keys = rows(0), rows(1, N + 9)
+    theirs = losses.NTXentLoss(temperature=TEMPERATURE)(
+        queries, torch.arange(N), ref_emb=keys, ref_labels=torch.arange(N + 9)
+    )
+    assert_same(info_nce_loss(queries, keys, temperature=TEMPERATURE), theirs, queries, keys)
+
+
+@pytest.mark.parametrize("extra", [0, 9])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_info_nce_is_its_formula(extra, reduction):
+    queries, keys = rows(0), rows(1, N + extra)
+    ours = info_nce_loss(queries, keys, temperature=TEMPERATURE, reduction=reduction)
+    logits = normalize(queries) @ normalize(keys).T / TEMPERATURE
+    expected = cross_entropy(logits, torch.arange(N), reduction=reduction)
+    assert_same(ours, expected, queries, keys)
+
+
+@pytest.mark.parametrize("unit", [True, False])
+def test_nt_xent_is_its_formula(unit):
+    first, second = rows(0), rows(1)
+    ours = nt_xent_loss(first, second, temperature=TEMPERATURE, normalize=unit, reduction="none")
+    views = torch.cat((first, second))
+    views = normalize(views) if unit else views
+    logits = (views @ views.T / TEMPERATURE).masked_fill(torch.eye(2 * N) > 0, -torch.inf)
+    expected = cross_entropy(logits, torch.arange(2 * N).roll(N), reduction="none")
+    assert_same(ours, expected, first, second)
+
+
+def test_float32_is_as_exact_as_pytorch():
+    features, labels = rows(0).detach().float(), torch.arange(N) % 4
+    exact = eager.supcon(features.double(), labels, temperature=TEMPERATURE).mean()
+    theirs = relative_error(eager.supcon(features, labels, temperature=TEMPERATURE).mean(), exact)
+    ours = relative_error(supcon_loss(features, labels, temperature=TEMPERATURE), exact)
+    assert ours <= 3 * theirs + 2e-7
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda a: supcon_loss(a, torch.zeros(N)), "labels must hold integers"),
+        (lambda a: supcon_loss(a, torch.arange(3)), "labels must have shape"),
+        (lambda a: supcon_loss(a, torch.arange(N), temperature=0), "temperature must be"),
+        (lambda a: supcon_loss(a, torch.arange(N), reduction="max"), "reduction must be one of"),
+        (lambda a: info_nce_loss(a, a[:3]), "keys must hold one row a query, at least 24, got 3"),
+        (lambda a: info_nce_loss(a, a[:, :2]), "keys must have dim 7"),
+        (lambda a: info_nce_loss(a / 0, a), "queries holds .* NaN or infinite"),
+        (lambda a: nt_xent_loss(a, a[:3]), r"second must have shape \(24, 7\)"),
+        (lambda a: nt_xent_loss(a, a.float()), "second is torch.float32 but first is"),
+    ],
+)
+def test_errors_name_the_argument(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call(rows(0).detach())
