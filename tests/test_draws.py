@@ -155,3 +155,88 @@ def test_shared_draws_leave_the_expected_loss_unchanged():
         errors.append(losses.std() / 300**0.5)
     assert abs(means[0] - means[1]) < 4 * (errors[0] ** 2 + errors[1] ** 2) ** 0.5
     assert errors[0] < 0.02 * means[0]  # the bound above can fail
+
+
+def test_a_pixel_without_a_number_is_no_candidate():
+    logits, labels = scene()
+    pixel = int((labels.flatten() == 0).nonzero()[0])
+    logits.movedim(1, -1).view(-1, K)[pixel, 1] = torch.nan
+    _, all_of_them = sample_pixels(None, labels, 1, num_classes=K)
+    _, counts = sample_pixels(logits, labels, 1, num_classes=K, threshold=1.0)
+    assert (all_of_them - counts).tolist() == [1, 0, 0]
+
+
+def test_opcheck():
+    logits, labels = scene()
+    op, seed = torch.ops.action_kernels.sample_pixels, torch.tensor([5])
+    torch.library.opcheck(op, (logits, labels, labels > 0, seed, 4, K, 0.5, True))
+    torch.library.opcheck(op, (None, labels, None, seed, 4, K, 0.0, True))
+
+
+def test_compiles_whole():
+    """What is drawn under the compiler are candidates; its random seed is its own."""
+    logits, labels = scene()
+    compiled = torch.compile(
+        lambda x: sample_pixels(x, labels, 9, num_classes=K, threshold=0.5),
+        fullgraph=True, backend="aot_eager",
+    )  # fmt: skip
+    index, counts = compiled(logits)
+    assert torch.equal(counts, sample_pixels(logits, labels, 9, num_classes=K, threshold=0.5)[1])
+    own = logits.softmax(1).movedim(1, -1).reshape(-1, K)
+    for c in range(K):
+        assert (labels.flatten()[index[c]] == c).all()
+        assert (own[index[c], c] < 0.5).all()
+
+
+def test_the_only_class_has_no_negatives():
+    labels = torch.zeros(1, 3, 3, dtype=torch.int64)
+    negatives = draw_negatives(torch.randn(2, 4), labels, 6, num_queries=5)
+    assert negatives.shape == (2, 5, 6)
+    assert (negatives[0] == -1).all()  # class 0 is alone
+    assert (negatives[1] >= 0).all()  # the absent class 1 could be told from it
+
+
+def test_the_relation_of_classes_is_its_formula():
+    prototypes = torch.randn(4, 5, dtype=torch.float64)
+    relation = class_relation(prototypes, torch.tensor([True, True, False, True]), temperature=0.3)
+    for c in range(4):
+        others = [k for k in (0, 1, 3) if k != c]
+        logits = torch.cosine_similarity(prototypes[c][None], prototypes[others]) / 0.3
+        torch.testing.assert_close(relation[c, others], logits.softmax(0))
+        assert relation[c].sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": torch.zeros(2, 3)}, "labels must hold integers"),
+        ({"num_samples": -1}, "num_samples must be ≥ 0"),
+        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
+        ({"threshold": 1.5}, r"threshold must be in \(0, 1\], got 1.5"),
+        ({"threshold": 0.5}, "threshold needs scores"),
+        ({"threshold": 0.5, "scores": torch.zeros(2, 5, 3)}, r"scores must have shape \(2, 2, 3\)"),
+        ({"mask": torch.zeros(2, 3)}, "mask must be a bool tensor"),
+    ],
+)
+def test_errors_of_sample_pixels_name_the_argument(change, message):
+    labels = torch.zeros(2, 3, dtype=torch.int64)
+    call = {"scores": None, "labels": labels, "num_samples": 4, "num_classes": 2, **change}
+    with pytest.raises((TypeError, ValueError), match=message):
+        sample_pixels(call.pop("scores"), call.pop("labels"), call.pop("num_samples"), **call)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_negatives": -1}, "num_negatives and num_queries must be ≥ 0, got -1 and None"),
+        ({"prototypes": torch.zeros(3)}, "prototypes must have shape"),
+        ({"temperature": 0.0}, "temperature must be"),
+    ],
+)
+def test_errors_of_draw_negatives_name_the_argument(change, message):
+    labels = torch.zeros(2, 3, dtype=torch.int64)
+    call = {"prototypes": torch.zeros(3, 4), "labels": labels, "num_negatives": 4, **change}
+    with pytest.raises((TypeError, ValueError), match=message):
+        draw_negatives(
+            call.pop("prototypes"), call.pop("labels"), call.pop("num_negatives"), **call
+        )

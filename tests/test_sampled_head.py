@@ -1,4 +1,4 @@
-"""The sampled head: rows at pixels and class means equal the dense map, values and gradients."""
+"""The sampled head: rows at pixels and class means equal the dense map, values and gradients; its op."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from support import relative_error
 
-from action_kernels import SampledHead
+from action_kernels import SampledHead, sampled_features
 
 PYRAMIDS = {
     "2D, sizes that halve": [(5, (4, 4)), (4, (8, 8)), (3, (16, 16))],
@@ -95,3 +95,116 @@ def test_errors_name_the_argument(change, message):
     head, pyramid = make("2D, sizes that halve", torch.float32)
     with pytest.raises(ValueError, match=message):
         head(change(pyramid), torch.tensor([0]))
+
+
+@pytest.mark.parametrize(
+    ("coarse", "fine"),
+    [
+        ((4, 4), (8, 8)),  # windows of three rows
+        ((5, 7), (7, 9)),  # of four
+        ((3, 2, 4), (3, 5, 4)),  # axes that stay beside one that grows
+    ],
+)
+def test_sampled_features_are_the_unfolded_map(coarse, fine):
+    features = torch.randn(2, 3, *coarse, dtype=torch.float64)
+    mode = {2: "bilinear", 3: "trilinear"}[len(fine)]
+    upsampled = torch.nn.functional.interpolate(features, fine, mode=mode, align_corners=True)
+    padded = torch.nn.functional.pad(upsampled, [1] * 2 * len(fine))
+    for axis in range(2, 2 + len(fine)):
+        padded = padded.unfold(axis, 3, 1)
+    expected = padded.flatten(2 + len(fine)).movedim(1, -1).flatten(0, len(fine))
+    everywhere = torch.arange(len(expected))
+    ours = sampled_features(features, everywhere, fine)
+    torch.testing.assert_close(ours, expected, rtol=1e-13, atol=1e-13)
+
+
+def test_chunks_change_nothing(monkeypatch):
+    from action_kernels.backends.reference import rows
+
+    head, pyramid = make("3D", torch.float64)
+    index = torch.arange(100)
+    whole = head(pyramid, index)
+    expected = gradients(whole, head, pyramid)
+    monkeypatch.setattr(rows, "CHUNK_ELEMENTS", 700)
+    parts = head(pyramid, index)
+    assert relative_error(parts, whole) < 1e-14
+    for mine, theirs in zip(gradients(parts, head, pyramid), expected, strict=True):
+        assert relative_error(mine, theirs) < 1e-13
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 3, 4), (1, 2, 2, 3, 2)])
+def test_gradcheck_and_opcheck(shape):
+    features = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    size = [2 * n - 1 for n in shape[2:]]
+    index = torch.tensor([0, 3, -1, 14, 3])
+    assert torch.autograd.gradcheck(lambda x: sampled_features(x, index, size), (features,))
+    torch.library.opcheck(torch.ops.action_kernels.sampled_features, (features, index, size))
+
+
+def test_compiles_whole():
+    head, pyramid = make("2D, sizes that halve", torch.float32)
+    index = torch.arange(30)
+    compiled = torch.compile(head, fullgraph=True, backend="aot_eager")
+    rows = compiled(pyramid, index)
+    assert relative_error(rows, head(pyramid, index)) < 1e-6
+    for mine, theirs in zip(
+        gradients(rows, head, pyramid), gradients(head(pyramid, index), head, pyramid), strict=True
+    ):
+        assert relative_error(mine, theirs) < 1e-5
+
+
+def test_second_derivatives_are_refused():
+    features = torch.randn(1, 2, 3, 3, requires_grad=True)
+    rows = sampled_features(features, torch.tensor([4]), (5, 5))
+    (gradient,) = torch.autograd.grad(rows.sum(), features, create_graph=True)
+    with pytest.raises(RuntimeError, match="sampled_features has no second derivative"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features": torch.zeros(1, 2, 3)}, "features must have shape .* 2 or 3 axes in size"),
+        ({"features": torch.zeros(1, 2, 3, 3).int()}, "features must be float16"),
+        ({"size": (2, 5)}, "size must have 2 axes, none shorter"),
+        ({"size": (5, 5, 5)}, "size must have 2 axes"),
+        ({"index": torch.tensor([25])}, "index must be below 25, found 25"),
+        ({"index": torch.tensor([1.0])}, "index must be an int64 tensor"),
+        ({"index": torch.tensor([[1]])}, r"index must have shape \(M,\), got \(1, 1\)"),
+    ],
+)
+def test_errors_of_sampled_features_name_the_argument(change, message):
+    call = {"features": torch.zeros(1, 2, 3, 3), "index": torch.tensor([1]), "size": (5, 5)}
+    with pytest.raises((TypeError, ValueError), match=message):
+        sampled_features(**{**call, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"labels": torch.zeros(2, 3, 3, dtype=torch.int64)},
+            r"labels must have shape \(2, 16, 16\)",
+        ),
+        ({"labels": torch.zeros(2, 16, 16)}, "labels must hold integers"),
+        ({"mask": torch.zeros(2, 16, 16)}, "mask must be a bool tensor"),
+    ],
+)
+def test_errors_of_prototypes_name_the_argument(change, message):
+    head, pyramid = make("2D, sizes that halve", torch.float32)
+    call = {"labels": torch.zeros(2, 16, 16, dtype=torch.int64), "num_classes": 2}
+    with pytest.raises((TypeError, ValueError), match=message):
+        head.prototypes(pyramid, **{**call, **change})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((4,), 6, 4), "spatial_dims must be 2 or 3, got 4"),
+        (((4, 0), 6, 2), "channels must be positive"),
+        (((4,), 0, 2), "dim must be positive, got 0"),
+    ],
+)
+def test_errors_of_the_head_name_the_argument(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SampledHead(*arguments)
