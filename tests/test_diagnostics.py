@@ -37,7 +37,7 @@ def test_alignment_is_its_formula_however_it_is_streamed():
         per_image.append(sum(means) / len(means))
     expected = math.sqrt(sum(per_image) / 3)
     whole, chunked = Alignment(K), Alignment(K)
-    for first, labels, second) in enumerate(images):
+    for first, labels, second in images:
         whole.update(first, second, labels)
     for part in (slice(0, 7), slice(7, None)):  # the images' chunks come in turns
         for name, (first, labels, second) in enumerate(images):
