@@ -89,9 +89,13 @@ def assert_as_good_as_eager(anchors, keys, scale, mask=None, key_mask=None):
     exact = eager(anchors.double(), None if keys is None else keys.double(), scale, mask, key_mask)
     finite = exact[0].isfinite()
     assert torch.equal(ours[0][~finite].double(), exact[0][~finite])
+    # A float32 log-sum-exp, and the largest logit in it, are known to their last place only; that is an
+    # absolute error of the value and a relative one of the gradients. Where all rows are alike, or there
+    # is only one, it is a single throw of the dice, and eager PyTorch may have had luck.
+    last_place = 2**-23 * float(exact[0][finite].abs().max()) if finite.any() else 0
     if finite.any():
         # The exponential's relative error (1.7e-7) is an absolute error of its logarithm.
-        allowed = 3 * largest_error(theirs[0][finite], exact[0][finite]) + 4e-7
+        allowed = 3 * largest_error(theirs[0][finite], exact[0][finite]) + last_place + 4e-7
         assert largest_error(ours[0][finite], exact[0][finite]) < allowed
     for mine, plain, expected in zip(ours[1:], theirs[1:], exact[1:], strict=True):
         if expected is None:
@@ -99,7 +103,8 @@ def assert_as_good_as_eager(anchors, keys, scale, mask=None, key_mask=None):
         if expected.norm() == 0:
             assert (mine == 0).all()
             continue
-        assert relative_error(mine, expected) < 3 * relative_error(plain, expected) + 4e-7
+        allowed = 3 * relative_error(plain, expected) + last_place + 4e-7
+        assert relative_error(mine, expected) < allowed
 
 
 def largest_error(actual, expected):
@@ -248,7 +253,7 @@ def test_prepare_rows(instruction_set, shape, normalize, masked):
     results = []
     for backend, dtype in (("cpu", torch.float32), ("reference", torch.float64)):
         with action_kernels.use_backend(backend):
-            leaf = features.to(dtype).requires_grad_()
+            leaf = features.to(dtype, copy=True).requires_grad_()
             rows = prepare_rows(leaf, mask=mask, normalize=normalize)
             rows.backward(gradient.to(dtype))
             results.append((rows, leaf.grad))

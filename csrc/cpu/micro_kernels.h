@@ -4,7 +4,7 @@
 // The accumulators are arrays that must live in registers throughout. GCC keeps them there only if every
 // loop over them is unrolled, and if nothing else competes for registers: hence functions of their own
 // that are never inlined and hand their results over through memory (a few stores in hundreds of
-// products). `bench/registers.py` reads the compiled loops.
+// products). A test reads the compiled loops.
 #pragma once
 
 #include <cstdint>
@@ -127,11 +127,11 @@ AK_INLINE typename I::Vec exp2_bounded(typename I::Vec x) {
   return I::add_bits(exp2_of_rest<I>(rest), I::to_exponent(shifted));
 }
 
-// 2^x for x < 127: 0 for x ≤ −127, NaN for NaN (which a product passes on, an addition of bits would not).
+// e^x for x < 88: 0 for x ≤ −88.1, NaN for NaN (which a product passes on, an addition of bits would not).
 template <class I>
-AK_INLINE typename I::Vec exp2_any(typename I::Vec x) {
+AK_INLINE typename I::Vec exp_any(typename I::Vec x) {
   const typename I::Vec rounder = I::set(12582912.0f + 127.0f);  // leaves the exponent field of 2^n
-  x = I::at_least(I::set(-127.0f), x);
+  x = I::at_least(I::set(-127.0f), I::multiply(x, I::set(1.44269504f)));
   const typename I::Vec shifted = I::add(x, rounder);
   const typename I::Vec rest = I::subtract(x, I::subtract(shifted, rounder));
   return I::multiply(exp2_of_rest<I>(rest), I::to_exponent(shifted));

@@ -1,9 +1,11 @@
 // pairwise_lse, forward and backward, for any instruction set I (vector_*.h).
 //
-// Scores are kept in units of log 2: the panels hold scale · log2(e) · keys. Where twice the bound
-// scale · log2(e) · max‖anchor‖ · max‖key‖ is at most 126, 2^score and the sums of them stay within the
-// exponents of float32 whatever the data are, so no maximum is subtracted ("plain"); elsewhere each row
-// has a running maximum ("online"). Symmetric calls use each score for (i, j) and for (j, i).
+// Where twice the bound scale · log2(e) · max‖anchor‖ · max‖key‖ is at most 126, the powers and the sums of
+// them stay within the exponents of float32 whatever the data are, so no maximum is subtracted ("plain");
+// panels then hold scale · log2(e) · keys, and scores are exponents of 2. Elsewhere each row has a running
+// maximum ("online"), panels hold scale · keys and scores are exponents of e: large scores then differ from
+// the returned log-sum-exp by exactly what they should, where a change of units would round both.
+// Symmetric calls use each score for (i, j) and for (j, i).
 #pragma once
 
 #include <cmath>
@@ -18,7 +20,6 @@ namespace {
 using action_kernels::LseCall;
 
 constexpr double log2_e = 1.4426950408889634;
-constexpr double ln_2 = 0.6931471805599453;
 
 // Row blocks that a side is cut into at least, if it has the rows: enough that four threads find work.
 // The same number for one to four threads keeps results the same, bit for bit.
@@ -39,10 +40,10 @@ struct Side {
   int64_t block_rows = 0;
   int64_t blocks = 0;
   Turn* turns = nullptr;
-  // Forward: log-sum-exp in units of log 2 is maxima + log2(sums).
+  // Forward: log-sum-exp is maxima + log(sums).
   double* sums = nullptr;
   float* maxima = nullptr;
-  // Backward: weights are scale · grad_lse · 2^−lse (plain), or scale · grad_lse beside lse (online).
+  // Backward: weights are scale · grad_lse · e^−lse (plain), or scale · grad_lse beside lse (online).
   float* weights = nullptr;
   float* lse = nullptr;
   float* gradient = nullptr;  // NULL if not wanted; rows in their original places
@@ -120,9 +121,9 @@ Scratch scratch_of(const Workspace& work, int thread) {
 
 // Packs a side and cuts it into blocks.
 template <class I>
-void prepare_side(Side& side, int64_t dim, float factor, int threads) {
+void prepare_side(Side& side, int64_t dim, double factor, int threads) {
   constexpr int64_t panel = Blocking<I>::panel;
-  pack_rows<I>(side.rows, side.packed, dim, factor, threads);
+  pack_rows<I>(side.rows, side.packed, dim, static_cast<float>(factor), threads);
   const int64_t panels = side.packed.padded / panel;
   const int64_t wanted = 4 * threads > least_blocks ? 4 * threads : least_blocks;
   int64_t block_panels = (panels + wanted - 1) / wanted;
@@ -133,12 +134,28 @@ void prepare_side(Side& side, int64_t dim, float factor, int threads) {
   for (int64_t block = 0; block < side.blocks; ++block) new (side.turns + block) Turn();
 }
 
-// True if 2^score needs no shift. False for NaN.
+// Whether scale · grad_lse · e^−lse, too, stays clear of overflow and underflow. True in forward passes.
+inline bool weights_are_bounded(const LseCall& call, const PackedRows& packed) {
+  if (call.pass == AK_FORWARD) return true;
+  float largest = 0;
+  for (int64_t row = 0; row < packed.valid; ++row) {
+    largest = larger_or_nan(std::fabs(call.grad_lse[packed.original(row)]), largest);
+  }
+  const double weight = call.scale * largest;
+  return weight == 0 || (weight >= 0x1p-32 && weight <= 0x1p32);
+}
+
+// Prepares both sides; returns whether no maximum is needed. (Not for NaN.)
 template <class I>
-bool scores_are_bounded(const LseCall& call, const Workspace& work) {
-  const double anchors = largest_squared_norm<I>(work.anchors.packed);
-  const double keys = call.symmetric ? anchors : largest_squared_norm<I>(work.keys.packed);
-  return 2 * log2_e * call.scale * std::sqrt(anchors) * std::sqrt(keys) <= 126.0;
+bool prepare_sides(const LseCall& call, Side& anchors, Side& keys) {
+  const double to_base_2 = call.scale * log2_e;
+  prepare_side<I>(anchors, call.dim, to_base_2, call.threads);
+  if (!call.symmetric) prepare_side<I>(keys, call.dim, to_base_2, call.threads);
+  const double norms = std::sqrt(largest_squared_norm<I>(anchors.packed)) *
+                       std::sqrt(largest_squared_norm<I>(keys.packed));
+  const bool bounded = 2 * to_base_2 * norms <= 126.0 && weights_are_bounded(call, anchors.packed);
+  if (!bounded) pack_rows<I>(keys.rows, keys.packed, call.dim, static_cast<float>(call.scale), call.threads);
+  return bounded;
 }
 
 // body(tile, scratch) for every tile, with the sole right to change what belongs to its rows if
@@ -259,12 +276,12 @@ void store_scores(const Side& anchors, const Side& keys, int64_t dim, const Tile
 inline float raise_maximum(const Side& side, int64_t row, float maximum) {
   const float before = side.maxima[row];
   if (!(maximum > before)) return before;
-  side.sums[row] *= std::exp2(static_cast<double>(before) - maximum);
+  side.sums[row] *= std::exp(static_cast<double>(before) - maximum);
   side.maxima[row] = maximum;
   return maximum;
 }
 
-// Scores minus this: a difference of two `lowest` must give 0 as its power of two, not 1.
+// Scores minus this: a difference of two `lowest` must give 0 as its power, not 1.
 inline float shift_of(float maximum) { return maximum == lowest ? 0.0f : maximum; }
 
 template <class I>
@@ -278,7 +295,7 @@ void add_row_sums_online(const Side& anchors, const Tile& tile, const Scratch& s
     const Vec shift = I::set(shift_of(raise_maximum(anchors, tile.row_begin + i, maximum)));
     Vec sum = I::zero();
     for (int64_t j = 0; j < columns; j += I::lanes) {
-      sum = I::add(sum, exp2_any<I>(I::subtract(I::load(scores + j), shift)));
+      sum = I::add(sum, exp_any<I>(I::subtract(I::load(scores + j), shift)));
     }
     anchors.sums[tile.row_begin + i] += sum_of_lanes<I>(sum);
   }
@@ -303,7 +320,7 @@ void add_column_sums_online(const Side& keys, const Tile& tile, const Scratch& s
     const Vec shift = I::load(scratch.column_maxima + j);
     Vec sum = I::zero();
     for (int64_t i = 0; i < rows; ++i) {
-      sum = I::add(sum, exp2_any<I>(I::subtract(I::load(scratch.tile + i * tile_rows + j), shift)));
+      sum = I::add(sum, exp_any<I>(I::subtract(I::load(scratch.tile + i * tile_rows + j), shift)));
     }
     I::store(scratch.column_sums + j, sum);
   }
@@ -329,10 +346,7 @@ void lse_forward(const LseCall& call) {
   Workspace work = take_workspace<I>(call);
   Side& anchors = work.anchors;
   Side& keys = call.symmetric ? anchors : work.keys;
-  const float factor = static_cast<float>(call.scale * log2_e);
-  prepare_side<I>(anchors, call.dim, factor, call.threads);
-  if (!call.symmetric) prepare_side<I>(keys, call.dim, factor, call.threads);
-  const bool bounded = scores_are_bounded<I>(call, work);
+  const bool bounded = prepare_sides<I>(call, anchors, keys);
   for (int64_t row = 0; row < anchors.packed.padded; ++row) {
     anchors.sums[row] = 0;
     anchors.maxima[row] = bounded ? 0 : lowest;
@@ -352,13 +366,13 @@ void lse_forward(const LseCall& call) {
   for (int64_t row = 0; row < anchors.packed.valid; ++row) {
     const double sum = anchors.sums[row];
     call.lse[anchors.packed.original(row)] =
-        static_cast<float>(sum == 0 ? -INFINITY : ln_2 * (anchors.maxima[row] + std::log2(sum)));
+        static_cast<float>(sum == 0 ? -INFINITY : anchors.maxima[row] + std::log(sum));
   }
 }
 
 // ------------------------------------------------------------------------------------------ backward
 
-// scratch.tile[i, j] = w_i 2^s + w_j 2^s, or (online) g_i 2^(s − lse_i) + g_j 2^(s − lse_j), the parts of
+// scratch.tile[i, j] = w_i 2^s + w_j 2^s, or (online) w_i e^(s − lse_i) + w_j e^(s − lse_j), the parts of
 // columns only if Symmetric; 0 beyond the valid rows and columns and where blocks are masked.
 template <class I, bool Symmetric, bool Online>
 void store_weights(const Side& anchors, const Side& keys, int64_t dim, const Tile& tile, const Scratch& scratch) {
@@ -376,9 +390,9 @@ void store_weights(const Side& anchors, const Side& keys, int64_t dim, const Til
           weight = Symmetric ? I::add(row_weight, I::load(keys.weights + j)) : row_weight;
           weight = I::multiply(weight, exp2_bounded<I>(score));
         } else {
-          weight = I::multiply(row_weight, exp2_any<I>(I::subtract(score, row_lse)));
+          weight = I::multiply(row_weight, exp_any<I>(I::subtract(score, row_lse)));
           if (Symmetric) {
-            const Vec p = exp2_any<I>(I::subtract(score, I::load(keys.lse + j)));
+            const Vec p = exp_any<I>(I::subtract(score, I::load(keys.lse + j)));
             weight = I::fma(I::load(keys.weights + j), p, weight);
           }
         }
@@ -455,16 +469,6 @@ void add_gradients(const LseCall& call, const Side& anchors, const Side& keys, b
   }
 }
 
-// Whether scale · grad_lse · 2^−lse stays clear of overflow and underflow when scores are bounded.
-inline bool weights_are_bounded(const LseCall& call, const PackedRows& packed) {
-  float largest = 0;
-  for (int64_t row = 0; row < packed.valid; ++row) {
-    largest = larger_or_nan(std::fabs(call.grad_lse[packed.original(row)]), largest);
-  }
-  const double weight = call.scale * largest;
-  return weight == 0 || (weight >= 0x1p-32 && weight <= 0x1p32);
-}
-
 inline void set_weights(const LseCall& call, Side& side, bool bounded) {
   for (int64_t row = 0; row < side.packed.padded; ++row) side.weights[row] = side.lse[row] = 0;
   for (int64_t row = 0; row < side.packed.valid; ++row) {
@@ -473,7 +477,7 @@ inline void set_weights(const LseCall& call, Side& side, bool bounded) {
     if (lse == -INFINITY) continue;  // no key: nothing to pull on
     const double weight = call.scale * call.grad_lse[original];
     side.weights[row] = static_cast<float>(bounded ? weight * std::exp(-lse) : weight);
-    side.lse[row] = static_cast<float>(lse * log2_e);
+    side.lse[row] = call.saved_lse[original];
   }
 }
 
@@ -500,10 +504,7 @@ void lse_backward(const LseCall& call) {
   Workspace work = take_workspace<I>(call);
   Side& anchors = work.anchors;
   Side& keys = call.symmetric ? anchors : work.keys;
-  const float factor = static_cast<float>(call.scale * log2_e);
-  prepare_side<I>(anchors, call.dim, factor, call.threads);
-  if (!call.symmetric) prepare_side<I>(keys, call.dim, factor, call.threads);
-  const bool bounded = scores_are_bounded<I>(call, work) && weights_are_bounded(call, anchors.packed);
+  const bool bounded = prepare_sides<I>(call, anchors, keys);
   set_weights(call, anchors, bounded);
   if (call.grad_anchors) start_gradient(call, anchors, call.grad_anchors);
   if (call.grad_keys) start_gradient(call, keys, call.grad_keys);

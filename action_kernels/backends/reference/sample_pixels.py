@@ -1,4 +1,4 @@
-"""`sample_pixels` by a stable sort of the pixels by class."""
+"""`sample_pixels` by counting the candidates of every class along the pixels."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ def sample_pixels(
     from_logits: bool,
 ) -> tuple[Tensor, Tensor]:
     classes = _candidate_classes(scores, labels, mask, num_classes, threshold, from_logits)
-    totals = classes.new_zeros(num_classes + 1).scatter_add_(0, classes, torch.ones_like(classes))
-    counts = totals[:-1]
-    pixels = torch.cat([classes.argsort(stable=True), classes.new_zeros(1)])
-    first = counts.cumsum(0) - counts
+    members = classes == torch.arange(num_classes, device=labels.device)[:, None]
+    ranks = members.cumsum(1, dtype=torch.int32)  # of a candidate of the row's class: from 1
+    counts = ranks[:, -1].long() if classes.numel() else classes.new_zeros(num_classes)
     words = philox(seed, torch.arange(num_classes * num_samples, device=labels.device))
     rank = (words.view(num_classes, num_samples) * counts[:, None]) >> 32
-    index = pixels[(first[:, None] + rank).clamp(max=classes.numel())]
-    return index.where(counts[:, None] > 0, -1), counts.clone()
+    index = torch.searchsorted(ranks, (rank + 1).int())  # the first pixel that reaches the rank
+    return index.where(counts[:, None] > 0, -1), counts
 
 
 def _candidate_classes(
