@@ -29,6 +29,7 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 #endif
 
 struct Candidate {
@@ -39,12 +40,14 @@ struct Candidate {
 // Best first.
 const Candidate candidates[] = {
 #if defined(__x86_64__)
+    {&avx512bf16_kernels, has_avx512bf16},
     {&avx512_kernels, has_avx512},
     {&avx2_kernels, has_avx2},
 #endif
     {&portable_kernels, always},
 #if defined(AK_TEST_EMULATED_AVX512)
     {&emulated_avx512_kernels, has_avx2},
+    {&emulated_avx512bf16_kernels, has_avx2},
 #endif
 };
 
@@ -111,7 +114,8 @@ int check_rows(const ak_rows& rows, int64_t dim) {
   return AK_OK;
 }
 
-int start_lse_call(const ak_rows* anchors, const ak_rows* keys, int64_t dim, int pass, int threads, LseCall* call) {
+int start_lse_call(const ak_rows* anchors, const ak_rows* keys, int64_t dim, int allow_bfloat16, int pass, int threads,
+                   LseCall* call) {
   if (!anchors) return AK_MISSING_POINTER;
   if (int status = check_rows(*anchors, dim)) return status;
   if (keys) {
@@ -122,6 +126,7 @@ int start_lse_call(const ak_rows* anchors, const ak_rows* keys, int64_t dim, int
   if (keys) call->keys = *keys;
   call->symmetric = !keys;
   call->dim = dim;
+  call->allow_bfloat16 = allow_bfloat16 != 0;
   call->pass = pass;
   // Requested, not usable: the size of the workspace must not change between query and call.
   call->threads = threads < 1 ? 1 : threads;
@@ -213,17 +218,18 @@ const char* ak_cpu_openmp_library(void) {
   return "none";
 }
 
-int64_t ak_cpu_pairwise_lse_workspace(const ak_rows* anchors, const ak_rows* keys, int64_t dim, int pass,
-                                      int threads) {
+int64_t ak_cpu_pairwise_lse_workspace(const ak_rows* anchors, const ak_rows* keys, int64_t dim, int allow_bfloat16,
+                                      int pass, int threads) {
   LseCall call;
-  if (int status = start_lse_call(anchors, keys, dim, pass, threads, &call)) return -status;
+  if (int status = start_lse_call(anchors, keys, dim, allow_bfloat16, pass, threads, &call)) return -status;
   return kernels().lse_workspace(call);
 }
 
-int ak_cpu_pairwise_lse_forward(const ak_rows* anchors, const ak_rows* keys, int64_t dim, double scale, float* lse,
-                                int threads, void* workspace, int64_t workspace_bytes) {
+int ak_cpu_pairwise_lse_forward(const ak_rows* anchors, const ak_rows* keys, int64_t dim, double scale,
+                                int allow_bfloat16, float* lse, int threads, void* workspace,
+                                int64_t workspace_bytes) {
   LseCall call;
-  if (int status = start_lse_call(anchors, keys, dim, AK_FORWARD, threads, &call)) return status;
+  if (int status = start_lse_call(anchors, keys, dim, allow_bfloat16, AK_FORWARD, threads, &call)) return status;
   const KernelTable& table = kernels();  // once: another thread may choose another one
   if (int status = finish_lse_call(table, scale, workspace, workspace_bytes, &call)) return status;
   if (anchors->rows > 0 && !lse) return AK_MISSING_POINTER;
@@ -232,12 +238,12 @@ int ak_cpu_pairwise_lse_forward(const ak_rows* anchors, const ak_rows* keys, int
 }
 
 int ak_cpu_pairwise_lse_backward(const ak_rows* anchors, const ak_rows* keys, int64_t dim, double scale,
-                                 const float* grad_lse, const float* lse, void* grad_anchors, void* grad_keys,
+                                 int allow_bfloat16, const float* grad_lse, const float* lse, void* grad_anchors, void* grad_keys,
                                  int threads, void* workspace, int64_t workspace_bytes) {
   const int pass = (grad_anchors ? AK_GRAD_ANCHORS : 0) | (grad_keys ? AK_GRAD_KEYS : 0);
   if (pass == 0) return AK_OK;
   LseCall call;
-  if (int status = start_lse_call(anchors, keys, dim, pass, threads, &call)) return status;
+  if (int status = start_lse_call(anchors, keys, dim, allow_bfloat16, pass, threads, &call)) return status;
   const KernelTable& table = kernels();  // once: another thread may choose another one
   if (int status = finish_lse_call(table, scale, workspace, workspace_bytes, &call)) return status;
   if (anchors->rows > 0 && (!grad_lse || !lse)) return AK_MISSING_POINTER;

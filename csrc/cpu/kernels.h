@@ -12,6 +12,7 @@ struct LseCall {
   bool symmetric;
   int64_t dim;
   double scale;
+  bool allow_bfloat16;
   int pass;  // ak_pass
   int threads;
   float* lse;              // forward
@@ -48,9 +49,12 @@ extern const KernelTable portable_kernels;
 #if defined(__x86_64__)
 extern const KernelTable avx2_kernels;
 extern const KernelTable avx512_kernels;
+extern const KernelTable avx512bf16_kernels;
 #endif
 #if defined(AK_TEST_EMULATED_AVX512)
-extern const KernelTable emulated_avx512_kernels;  // the blocking of avx512 in AVX2 instructions
+// The blocking of avx512 in AVX2 instructions; the second multiplies as bfloat16 whatever it is given.
+extern const KernelTable emulated_avx512_kernels;
+extern const KernelTable emulated_avx512bf16_kernels;
 #endif
 
 }  // namespace action_kernels

@@ -24,13 +24,23 @@ constexpr float masked_if_bounded = -127.0f;
 constexpr float lowest = -3.402823466e38f;
 
 // Sizes that follow from an instruction set's register blocking.
+//
+// A multiply-add takes 32-bit *words*: a float32, or where I::depth is 2 a pair of bfloat16 that stand next
+// to each other along the sum, both of whose products it adds. Arrays of words are declared as float.
 template <class I>
 struct Blocking {
   static constexpr int panel = I::score_vectors * I::lanes;    // keys side by side in a block of scores
   static constexpr int slice = I::product_vectors * I::lanes;  // columns of features side by side
   static_assert(panel % I::score_rows == 0 && panel % I::product_rows == 0, "rows come in whole panels");
   static_assert(tile_rows % panel == 0, "tiles come in whole panels");
+  static_assert(panel % I::depth == 0, "words pair rows of one panel");
 };
+
+// Words that hold `count` elements.
+template <class I>
+constexpr int64_t words_of(int64_t count) {
+  return (count + I::depth - 1) / I::depth;
+}
 
 // Asks for `count` floats from `place` on, which may lie beyond the end of an array.
 template <int count>
@@ -39,17 +49,18 @@ AK_INLINE void prefetch(const float* place) {
   AK_UNROLL for (int i = 0; i < count; i += line) __builtin_prefetch(place + i);
 }
 
-// out[r, :] = Σ_k rows[r, k] · panel[k, :]. `rows` is the first row's place in the first slice, slices lie
-// `slice_stride` apart; `panel` holds dim × Blocking::panel values; rows of `out` lie `out_stride` apart.
+// out[r, :] = Σ_k rows[r, k] · panel[k, :] over `words` words, times `factor` where it cannot be folded into
+// the panel without rounding it (pairs of bfloat16). `rows` is the first row's place in the first slice,
+// slices lie `slice_stride` apart; `panel` holds words × Blocking::panel; rows of `out` lie `out_stride` apart.
 template <class I>
-AK_NOINLINE void score_block(const float* rows, int64_t slice_stride, const float* panel, int64_t dim, float* out,
-                             int64_t out_stride) {
+AK_NOINLINE void score_block(const float* rows, int64_t slice_stride, const float* panel, int64_t words,
+                             float factor, float* out, int64_t out_stride) {
   constexpr int slice = Blocking<I>::slice;
   typename I::Vec scores[I::score_rows][I::score_vectors];
   AK_UNROLL for (int r = 0; r < I::score_rows; ++r)
     AK_UNROLL for (int v = 0; v < I::score_vectors; ++v) scores[r][v] = I::zero();
-  for (int64_t start = 0; start < dim; start += slice, rows += slice_stride) {
-    const int64_t columns = dim - start < slice ? dim - start : slice;
+  for (int64_t start = 0; start < words; start += slice, rows += slice_stride) {
+    const int64_t columns = words - start < slice ? words - start : slice;
     // The next block's rows: too many slices at once for the processor's own prefetching.
     AK_UNROLL for (int r = 0; r < I::score_rows; ++r) prefetch<slice>(rows + (I::score_rows + r) * slice);
     for (int64_t k = 0; k < columns; ++k, panel += Blocking<I>::panel) {
@@ -58,34 +69,37 @@ AK_NOINLINE void score_block(const float* rows, int64_t slice_stride, const floa
       AK_UNROLL for (int r = 0; r < I::score_rows; ++r) {
         const typename I::Vec row = I::broadcast(rows + r * slice + k);
         AK_UNROLL for (int v = 0; v < I::score_vectors; ++v)
-          scores[r][v] = I::fma(row, keys[v], scores[r][v]);
+          scores[r][v] = I::multiply_add(row, keys[v], scores[r][v]);
       }
     }
   }
   AK_UNROLL for (int r = 0; r < I::score_rows; ++r)
-    AK_UNROLL for (int v = 0; v < I::score_vectors; ++v)
+    AK_UNROLL for (int v = 0; v < I::score_vectors; ++v) {
+      if (I::depth > 1) scores[r][v] = I::multiply(I::set(factor), scores[r][v]);
       I::store(out + r * out_stride + v * I::lanes, scores[r][v]);
+    }
 }
 
-// out[r, :] += Σ_k weight(r, k) · features[k, :] over `depth` rows of one slice, where weight(r, k) is
-// weights[r, k], or weights[k, r] if Transposed; `weights` has tile_rows columns. Of each row's
-// Vectors × lanes values `columns` are added.
+// out[r, :] += Σ_k weight(r, k) · features[k, :] over `words` words (rows, or pairs of them) of one slice,
+// where weight(r, k) is weights[r, k], or weights[k, r] if Transposed; `weights` has tile_rows columns, which
+// are words_of(tile_rows) words if not Transposed. Of each row's Vectors × lanes values `columns` are added.
 template <class I, bool Transposed, int Vectors>
-AK_NOINLINE void product_block(const float* weights, int64_t depth, const float* features, int64_t columns,
+AK_NOINLINE void product_block(const float* weights, int64_t words, const float* features, int64_t columns,
                                float* const* out, int64_t out_rows) {
+  constexpr int64_t row_words = words_of<I>(tile_rows);
   typename I::Vec sums[I::product_rows][Vectors];
   AK_UNROLL for (int r = 0; r < I::product_rows; ++r)
     AK_UNROLL for (int v = 0; v < Vectors; ++v) sums[r][v] = I::zero();
   // Rows of the gradient lie dim apart, so that each first touch would wait for memory at the end.
   for (int64_t r = 0; r < out_rows; ++r) prefetch<Vectors * I::lanes>(out[r]);
-  for (int64_t k = 0; k < depth; ++k) {
+  for (int64_t k = 0; k < words; ++k) {
     typename I::Vec feature[Vectors];
     AK_UNROLL for (int v = 0; v < Vectors; ++v)
       feature[v] = I::load(features + k * Blocking<I>::slice + v * I::lanes);
     AK_UNROLL for (int r = 0; r < I::product_rows; ++r) {
       const typename I::Vec weight =
-          I::broadcast(Transposed ? weights + k * tile_rows + r : weights + r * tile_rows + k);
-      AK_UNROLL for (int v = 0; v < Vectors; ++v) sums[r][v] = I::fma(weight, feature[v], sums[r][v]);
+          I::broadcast(Transposed ? weights + k * tile_rows + r : weights + r * row_words + k);
+      AK_UNROLL for (int v = 0; v < Vectors; ++v) sums[r][v] = I::multiply_add(weight, feature[v], sums[r][v]);
     }
   }
   if (columns == Vectors * I::lanes) {

@@ -1,12 +1,16 @@
-// Rows copied into the two forms that the inner loops read: panels (keys of a block of scores side by
-// side, scale folded in) and slices (some columns of all rows together, rows of scores and features of
-// products). Rows that the mask leaves out are not copied at all: the kernels see a dense set of valid
-// rows, and `index` leads back.
+// Rows copied into the forms that the inner loops read, in words (micro_kernels.h): panels (keys of a block
+// of scores side by side), slices (some words of all rows together, the rows of scores) and features (some
+// columns of all rows together, the second factor of products). A word of panels and slices pairs neighbouring
+// columns, one of features neighbouring rows; where a word is one float, slices and features are the same
+// and the scale is folded into the panels. Rows that the mask leaves out are not copied at all: the kernels
+// see a dense set of valid rows, and `index` leads back.
 #pragma once
 
 #if defined(__SSE__)
 #include <immintrin.h>
 #endif
+
+#include <cstring>
 
 #include "micro_kernels.h"
 #include "numbers.h"
@@ -36,9 +40,16 @@ class Arena {
   uintptr_t next_;
 };
 
+// Which forms of a side's rows a pass reads.
+struct Uses {
+  bool slices, panels, features;
+};
+
+// Forms that are not needed are NULL.
 struct PackedRows {
-  float* slices = nullptr;  // [slice][padded row][Blocking::slice]
-  float* panels = nullptr;  // [panel][dim][Blocking::panel], NULL if not needed
+  float* slices = nullptr;    // [slice][padded row][Blocking::slice]
+  float* panels = nullptr;    // [panel][word][Blocking::panel]
+  float* features = nullptr;  // [slice][padded row / depth][Blocking::slice]
   int64_t* index = nullptr;  // original row of each valid row; NULL: the same
   float* panel_norms = nullptr;  // greatest squared norm in each panel
   int64_t capacity = 0;  // padded rows there is room for
@@ -55,12 +66,20 @@ int64_t round_up_to_panel(int64_t rows) {
 }
 
 template <class I>
-PackedRows take_packed_rows(Arena& arena, const ak_rows& rows, int64_t dim, bool slices, bool panels) {
+PackedRows take_packed_rows(Arena& arena, const ak_rows& rows, int64_t dim, Uses uses) {
   constexpr int64_t panel = Blocking<I>::panel, slice = Blocking<I>::slice;
+  const auto whole_slices = [](int64_t count) { return (count + slice - 1) / slice * slice; };
+  const int64_t words = words_of<I>(dim);
   PackedRows packed;
   packed.capacity = round_up_to_panel<I>(rows.rows);
-  packed.slices = slices ? arena.take<float>((dim + slice - 1) / slice * slice * packed.capacity) : nullptr;
-  packed.panels = panels ? arena.take<float>(packed.capacity * dim) : nullptr;
+  if constexpr (I::depth == 1) {
+    const bool needed = uses.slices || uses.features;
+    packed.slices = packed.features = needed ? arena.take<float>(whole_slices(dim) * packed.capacity) : nullptr;
+  } else {
+    if (uses.slices) packed.slices = arena.take<float>(whole_slices(words) * packed.capacity);
+    if (uses.features) packed.features = arena.take<float>(whole_slices(dim) * (packed.capacity / I::depth));
+  }
+  packed.panels = uses.panels ? arena.take<float>(packed.capacity * words) : nullptr;
   packed.index = rows.mask ? arena.take<int64_t>(rows.rows) : nullptr;
   packed.panel_norms = arena.take<float>(packed.capacity / panel);
   return packed;
@@ -79,17 +98,55 @@ void select_rows(const ak_rows& rows, PackedRows& packed) {
   packed.padded = round_up_to_panel<I>(packed.valid);
 }
 
-// to[c, r] = factor · from[r, c] for a 4 × 4 block.
+// to[c, r] = from[r, c], times `factor` if Scaled, for a 4 × 4 block. Without a factor bits stay as they are.
+template <bool Scaled>
 AK_INLINE void transpose_block(const float* from, int64_t from_stride, float factor, float* to, int64_t to_stride) {
 #if defined(__SSE__)
   __m128 row[4];
-  AK_UNROLL for (int r = 0; r < 4; ++r) row[r] = _mm_mul_ps(_mm_set1_ps(factor), _mm_loadu_ps(from + r * from_stride));
+  AK_UNROLL for (int r = 0; r < 4; ++r) {
+    row[r] = _mm_loadu_ps(from + r * from_stride);
+    if (Scaled) row[r] = _mm_mul_ps(_mm_set1_ps(factor), row[r]);
+  }
   _MM_TRANSPOSE4_PS(row[0], row[1], row[2], row[3]);
   AK_UNROLL for (int c = 0; c < 4; ++c) _mm_storeu_ps(to + c * to_stride, row[c]);
 #else
   for (int r = 0; r < 4; ++r)
-    for (int c = 0; c < 4; ++c) to[c * to_stride + r] = factor * from[r * from_stride + c];
+    for (int c = 0; c < 4; ++c) to[c * to_stride + r] = Scaled ? factor * from[r * from_stride + c] : from[r * from_stride + c];
 #endif
+}
+
+// A panel's words [row][slice] side by side: keys[k, r] = rows[r, k], times `factor` where words are floats.
+template <class I>
+void fill_panel(const float* rows, int64_t words, float factor, float* keys) {
+  constexpr int64_t panel = Blocking<I>::panel, slice = Blocking<I>::slice;
+  constexpr bool scaled = I::depth == 1;
+  const int64_t whole = words / 4 * 4;
+  for (int64_t k = 0; k < whole; k += 4)
+    for (int64_t r = 0; r < panel; r += 4)
+      transpose_block<scaled>(rows + r * slice + k, slice, factor, keys + k * panel + r, panel);
+  for (int64_t k = whole; k < words; ++k)
+    for (int64_t r = 0; r < panel; ++r) {
+      if (scaled) keys[k * panel + r] = factor * rows[r * slice + k];
+      else std::memcpy(keys + k * panel + r, rows + r * slice + k, sizeof(float));
+    }
+}
+
+// A panel's rows [row][slice] of floats as words, each row's own: half a slice of each of `rows`.
+template <class I>
+void pair_columns(const float* block, float* rows) {
+  constexpr int64_t panel = Blocking<I>::panel, slice = Blocking<I>::slice;
+  for (int64_t r = 0; r < panel; ++r)
+    for (int64_t k = 0; k < slice / I::depth; k += I::lanes)
+      I::store(rows + r * slice + k, I::pair_neighbours(block + r * slice + k * I::depth));
+}
+
+// A panel's rows [row][slice] of floats as words that pair rows.
+template <class I>
+void pair_rows(const float* block, float* features) {
+  constexpr int64_t panel = Blocking<I>::panel, slice = Blocking<I>::slice;
+  for (int64_t r = 0; r < panel; r += I::depth, features += slice)
+    for (int64_t k = 0; k < slice; k += I::lanes)
+      I::store(features + k, I::pair(I::load(block + r * slice + k), I::load(block + (r + 1) * slice + k)));
 }
 
 // One slice of the rows of a panel: `columns` values of each as float32 in `block`, zero beyond them and
@@ -117,21 +174,25 @@ void load_slice(const ak_rows& rows, const PackedRows& packed, int64_t first_row
   }
 }
 
-// One slice of the rows of a panel, into slices and, times `factor`, into panels.
+// One slice of the rows of a panel, of `columns` columns from `start` on, into the forms needed.
 template <class I>
 void pack_slice(const ak_rows& rows, PackedRows& packed, int64_t first_row, int64_t start, int64_t columns,
                 int64_t dim, float factor, typename I::Vec* squares) {
   constexpr int64_t panel = Blocking<I>::panel, slice = Blocking<I>::slice;
+  const int64_t word = start / I::depth;
   float local[panel * slice];
-  float* block = packed.slices ? packed.slices + start * packed.capacity + first_row * slice : local;
-  load_slice<I>(rows, packed, first_row, start, columns, block, squares);
+  float* words = local;  // [row][slice]
+  if (packed.slices) words = packed.slices + word / slice * slice * packed.capacity + first_row * slice + word % slice;
+  if constexpr (I::depth == 1) {
+    load_slice<I>(rows, packed, first_row, start, columns, words, squares);
+  } else {
+    float block[panel * slice];
+    load_slice<I>(rows, packed, first_row, start, columns, block, squares);
+    pair_columns<I>(block, words);
+    if (packed.features) pair_rows<I>(block, packed.features + (start * packed.capacity + first_row * slice) / I::depth);
+  }
   if (!packed.panels) return;
-  float* keys = packed.panels + first_row * dim + start * panel;
-  const int64_t whole = columns / 4 * 4;
-  for (int64_t k = 0; k < whole; k += 4)
-    for (int64_t r = 0; r < panel; r += 4) transpose_block(block + r * slice + k, slice, factor, keys + k * panel + r, panel);
-  for (int64_t k = whole; k < columns; ++k)
-    for (int64_t r = 0; r < panel; ++r) keys[k * panel + r] = factor * block[r * slice + k];
+  fill_panel<I>(words, words_of<I>(columns), factor, packed.panels + first_row * words_of<I>(dim) + word * panel);
 }
 
 // The larger; NaN if either is.

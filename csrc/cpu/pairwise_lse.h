@@ -28,6 +28,8 @@ constexpr int64_t least_blocks = 16;
 // What a thread needs to itself.
 struct Scratch {
   float* tile;         // tile_rows × tile_rows scores or weights
+  float* row_words;    // the same weights in words of neighbouring columns, where a word is not a float
+  float* column_words; // and of neighbouring rows
   float* row_lanes;    // tile_rows × lanes: row sums before their lanes are added up
   float* column_sums;  // tile_rows
   float* column_maxima;
@@ -40,6 +42,7 @@ struct Side {
   int64_t block_rows = 0;
   int64_t blocks = 0;
   Turn* turns = nullptr;
+  float factor = 1;  // of scores with these rows as keys
   // Forward: log-sum-exp is maxima + log(sums).
   double* sums = nullptr;
   float* maxima = nullptr;
@@ -71,11 +74,11 @@ struct Workspace {
 };
 
 template <class I>
-Side take_side(Arena& arena, const LseCall& call, const ak_rows& rows, bool slices, bool panels,
-               bool has_lse, bool has_gradient) {
+Side take_side(Arena& arena, const LseCall& call, const ak_rows& rows, Uses uses, bool has_lse,
+               bool has_gradient) {
   Side side;
   side.rows = rows;
-  side.packed = take_packed_rows<I>(arena, rows, call.dim, slices, panels);
+  side.packed = take_packed_rows<I>(arena, rows, call.dim, uses);
   side.turns = arena.take<Turn>(side.packed.capacity / Blocking<I>::panel);
   if (has_lse && call.pass == AK_FORWARD) {
     side.sums = arena.take<double>(side.packed.capacity);
@@ -96,14 +99,15 @@ Workspace take_workspace(const LseCall& call) {
   Arena arena(call.workspace);
   Workspace work;
   const bool grad_anchors = call.pass & AK_GRAD_ANCHORS, grad_keys = call.pass & AK_GRAD_KEYS;
-  // Anchors are the scores' rows (slices) and features of the keys' gradient (slices); keys are the
-  // scores' columns (panels) and features of the anchors' gradient (slices). In a symmetric call one
-  // side is both.
-  work.anchors = take_side<I>(arena, call, call.anchors, true, call.symmetric, true, grad_anchors);
-  if (!call.symmetric) {
-    work.keys = take_side<I>(arena, call, call.keys, grad_anchors, true, false, grad_keys);
+  // Anchors are the scores' rows and features of the keys' gradient; keys are the scores' columns and
+  // features of the anchors' gradient. In a symmetric call one side is both.
+  if (call.symmetric) {
+    work.anchors = take_side<I>(arena, call, call.anchors, {true, true, grad_anchors}, true, grad_anchors);
+  } else {
+    work.anchors = take_side<I>(arena, call, call.anchors, {true, false, grad_keys}, true, grad_anchors);
+    work.keys = take_side<I>(arena, call, call.keys, {false, true, grad_anchors}, false, grad_keys);
   }
-  work.scratch_floats = tile_rows * (tile_rows + I::lanes + 2);
+  work.scratch_floats = tile_rows * (tile_rows + I::lanes + 2) + (I::depth > 1 ? tile_rows * tile_rows : 0);
   work.tiles = arena.take<float>(work.scratch_floats * call.threads);
   work.bytes = arena.bytes();
   return work;
@@ -116,6 +120,8 @@ Scratch scratch_of(const Workspace& work, int thread) {
   scratch.row_lanes = scratch.tile + tile_rows * tile_rows;
   scratch.column_sums = scratch.row_lanes + tile_rows * I::lanes;
   scratch.column_maxima = scratch.column_sums + tile_rows;
+  scratch.row_words = scratch.column_maxima + tile_rows;
+  scratch.column_words = scratch.row_words + tile_rows * tile_rows / 2;
   return scratch;
 }
 
@@ -123,7 +129,8 @@ Scratch scratch_of(const Workspace& work, int thread) {
 template <class I>
 void prepare_side(Side& side, int64_t dim, double factor, int threads) {
   constexpr int64_t panel = Blocking<I>::panel;
-  pack_rows<I>(side.rows, side.packed, dim, static_cast<float>(factor), threads);
+  side.factor = static_cast<float>(factor);
+  pack_rows<I>(side.rows, side.packed, dim, side.factor, threads);
   const int64_t panels = side.packed.padded / panel;
   const int64_t wanted = 4 * threads > least_blocks ? 4 * threads : least_blocks;
   int64_t block_panels = (panels + wanted - 1) / wanted;
@@ -154,7 +161,10 @@ bool prepare_sides(const LseCall& call, Side& anchors, Side& keys) {
   const double norms = std::sqrt(largest_squared_norm<I>(anchors.packed)) *
                        std::sqrt(largest_squared_norm<I>(keys.packed));
   const bool bounded = 2 * to_base_2 * norms <= 126.0 && weights_are_bounded(call, anchors.packed);
-  if (!bounded) pack_rows<I>(keys.rows, keys.packed, call.dim, static_cast<float>(call.scale), call.threads);
+  if (!bounded) {
+    keys.factor = static_cast<float>(call.scale);
+    if (I::depth == 1) pack_rows<I>(keys.rows, keys.packed, call.dim, keys.factor, call.threads);
+  }
   return bounded;
 }
 
@@ -207,14 +217,15 @@ AK_INLINE void for_each_score_block(const Side& anchors, const Side& keys, int64
                                     float masked, float* block, const Use& use) {
   constexpr int64_t panel = Blocking<I>::panel, slice = Blocking<I>::slice;
   constexpr int64_t stride = InPlace ? tile_rows : panel;
-  const int64_t slice_stride = anchors.packed.capacity * slice;
+  const int64_t slice_stride = anchors.packed.capacity * slice, words = words_of<I>(dim);
   for (int64_t column = tile.column_begin; column < tile.column_end; column += panel) {
-    const float* panel_keys = keys.packed.panels + column * dim;
+    const float* panel_keys = keys.packed.panels + column * words;
     for (int64_t row = tile.row_begin; row < tile.row_end; row += I::score_rows) {
       if (tile.diagonal && row >= column + panel - 1) break;
       const int64_t tile_row = row - tile.row_begin, tile_column = column - tile.column_begin;
       float* scores = InPlace ? block + tile_row * tile_rows + tile_column : block;
-      score_block<I>(anchors.packed.slices + row * slice, slice_stride, panel_keys, dim, scores, stride);
+      score_block<I>(anchors.packed.slices + row * slice, slice_stride, panel_keys, words, keys.factor, scores,
+                     stride);
       const bool at_edge = row + I::score_rows > anchors.packed.valid || column + panel > keys.packed.valid;
       if (at_edge || (tile.diagonal && row + I::score_rows > column)) {
         mask_scores<I>(scores, stride, row, column, anchors.packed.valid, keys.packed.valid, tile.diagonal,
@@ -412,19 +423,37 @@ inline void mirror(float* tile, int64_t rows) {
   }
 }
 
+// The tile's weights in words: `row_words` pairs neighbouring columns, `column_words` neighbouring rows.
+template <class I>
+void store_weight_words(const Tile& tile, const Scratch& scratch) {
+  constexpr int64_t row_words = words_of<I>(tile_rows);
+  for (int64_t i = 0; i < tile.row_end - tile.row_begin; i += I::depth) {
+    const float* first = scratch.tile + i * tile_rows;
+    const float* second = first + tile_rows;
+    for (int64_t j = 0; j < tile.column_end - tile.column_begin; j += I::depth * I::lanes) {
+      I::store(scratch.row_words + i * row_words + j / I::depth, I::pair_neighbours(first + j));
+      I::store(scratch.row_words + (i + 1) * row_words + j / I::depth, I::pair_neighbours(second + j));
+      for (int64_t k = j; k < j + I::depth * I::lanes; k += I::lanes) {
+        I::store(scratch.column_words + i / I::depth * tile_rows + k, I::pair(I::load(first + k), I::load(second + k)));
+      }
+    }
+  }
+}
+
 // Gradient of rows `out_begin` … `out_end` of `out` += weights (or weightsᵀ) · features of rows
 // `in_begin` … `in_end` of `in`, for one slice of columns.
 template <class I, bool Transposed, int Vectors>
 void add_product_slice(const float* weights, const Side& out, int64_t out_begin, int64_t out_end, const Side& in,
                        int64_t in_begin, int64_t in_end, int64_t dim, int64_t first_column) {
   const int64_t columns = dim - first_column < Vectors * I::lanes ? dim - first_column : Vectors * I::lanes;
-  const float* features = in.packed.slices + first_column * in.packed.capacity + in_begin * Blocking<I>::slice;
+  const float* features =
+      in.packed.features + (first_column * in.packed.capacity + in_begin * Blocking<I>::slice) / I::depth;
   for (int64_t row = out_begin; row < out_end; row += I::product_rows) {
     const int64_t rows = out_end - row < I::product_rows ? out_end - row : I::product_rows;
     float* out_rows[I::product_rows];
     for (int64_t r = 0; r < rows; ++r) out_rows[r] = out.gradient + out.packed.original(row + r) * dim + first_column;
-    const float* block = weights + (row - out_begin) * (Transposed ? 1 : tile_rows);
-    product_block<I, Transposed, Vectors>(block, in_end - in_begin, features, columns, out_rows, rows);
+    const float* block = weights + (row - out_begin) * (Transposed ? 1 : words_of<I>(tile_rows));
+    product_block<I, Transposed, Vectors>(block, words_of<I>(in_end - in_begin), features, columns, out_rows, rows);
   }
 }
 
@@ -459,12 +488,18 @@ void add_gradients(const LseCall& call, const Side& anchors, const Side& keys, b
     store_weights<I, false, true>(anchors, keys, call.dim, tile, scratch);
   }
   if (tile.diagonal) mirror(scratch.tile, tile.row_end - tile.row_begin);
+  const float *by_row = scratch.tile, *by_column = scratch.tile;
+  if constexpr (I::depth > 1) {
+    store_weight_words<I>(tile, scratch);
+    by_row = scratch.row_words;
+    by_column = scratch.column_words;
+  }
   if (anchors.gradient) {
-    add_product<I, false>(scratch.tile, anchors, tile.row_begin, tile.row_end, keys, tile.column_begin,
+    add_product<I, false>(by_row, anchors, tile.row_begin, tile.row_end, keys, tile.column_begin,
                           tile.column_end, call.dim);
   }
   if (keys.gradient && !tile.diagonal) {
-    add_product<I, true>(scratch.tile, keys, tile.column_begin, tile.column_end, anchors, tile.row_begin,
+    add_product<I, true>(by_column, keys, tile.column_begin, tile.column_end, anchors, tile.row_begin,
                          tile.row_end, call.dim);
   }
 }

@@ -9,6 +9,7 @@ namespace {
 struct Avx2 {
   using Vec = __m256;
   static constexpr int lanes = 8;
+  static constexpr int depth = 1;  // elements in a word
   static constexpr int score_rows = 4, score_vectors = 3;
   static constexpr int product_rows = 6, product_vectors = 2;
 
@@ -21,6 +22,8 @@ struct Avx2 {
   static Vec subtract(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
   static Vec multiply(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
   static Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+  // a · b + c of words.
+  static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
   // The larger of bound and x; x where x is NaN.
   static Vec at_least(Vec bound, Vec x) { return _mm256_max_ps(bound, x); }
   // The sum of the lanes' bits as integers.

@@ -9,6 +9,7 @@ namespace {
 struct Avx512 {
   using Vec = __m512;
   static constexpr int lanes = 16;
+  static constexpr int depth = 1;  // elements in a word
   static constexpr int score_rows = 8, score_vectors = 3;
   static constexpr int product_rows = 6, product_vectors = 4;
 
@@ -21,6 +22,8 @@ struct Avx512 {
   static Vec subtract(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
   static Vec multiply(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
   static Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+  // a · b + c of words.
+  static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
   // The larger of bound and x; x where x is NaN.
   static Vec at_least(Vec bound, Vec x) { return _mm512_max_ps(bound, x); }
   // The sum of the lanes' bits as integers.

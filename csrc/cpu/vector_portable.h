@@ -10,6 +10,7 @@ struct Portable {
   typedef float Vec __attribute__((vector_size(16)));
   typedef int32_t Bits __attribute__((vector_size(16)));
   static constexpr int lanes = 4;
+  static constexpr int depth = 1;  // elements in a word
   static constexpr int score_rows = 4, score_vectors = 2;
   static constexpr int product_rows = 4, product_vectors = 2;
 
@@ -26,6 +27,8 @@ struct Portable {
   static Vec subtract(Vec a, Vec b) { return a - b; }
   static Vec multiply(Vec a, Vec b) { return a * b; }
   static Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+  // a · b + c of words.
+  static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
   // The larger of bound and x; x where x is NaN.
   static Vec at_least(Vec bound, Vec x) { return bound > x ? bound : x; }
   // The sum of the lanes' bits as integers.

@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a signature, struct or the meaning of an argument changes. */
-#define AK_ABI_VERSION 1
+#define AK_ABI_VERSION 2
 
 AK_API int ak_abi_version(void);
 
@@ -43,7 +43,7 @@ AK_API const char* ak_status_message(int status);
 
 /* ---------------------------------------------------------------- CPU: instruction sets */
 
-/* Name of the instruction set in use ("avx512", "avx2", "portable"). On first use it is the one named
+/* Name of the instruction set in use ("avx512bf16", "avx512", "avx2", "portable"). On first use it is the one named
  * by the environment variable ACTION_KERNELS_CPU_ISA, else the best that the processor supports. */
 AK_API const char* ak_cpu_isa(void);
 
@@ -76,24 +76,28 @@ enum ak_pass { AK_FORWARD = 0, AK_GRAD_ANCHORS = 1, AK_GRAD_KEYS = 2 };
 /* Bytes of workspace for a pass: AK_FORWARD, or the sum of the gradients wanted. Negative: −ak_status.
  * It depends on the instruction set in use, the thread count and the shapes, not on the data. */
 AK_API int64_t ak_cpu_pairwise_lse_workspace(const ak_rows* anchors, const ak_rows* keys, int64_t dim,
-                                             int pass, int threads);
+                                             int allow_bfloat16, int pass, int threads);
 
 /* lse[i] = log Σ_j exp(scale · anchors_i · keys_j) over the keys that take part. keys == NULL: the
  * anchors are their own keys and j == i is left out. −inf for an anchor without a key, 0 for one that
  * the mask leaves out. Writes all of lse[0 … anchors->rows). `threads` ≥ 1 is an upper bound. The
- * result does not depend on timing; it is the same for 1 to 4 threads. */
+ * result does not depend on timing; it is the same for 1 to 4 threads.
+ *
+ * Where the instruction set multiplies pairs of bfloat16 (avx512bf16), bfloat16 rows are multiplied as
+ * they are and, if `allow_bfloat16`, float32 rows are rounded to bfloat16 first (2^-9 relative); the
+ * backward pass rounds its weights too. Sums are float32. Elsewhere products are float32's. */
 AK_API int ak_cpu_pairwise_lse_forward(const ak_rows* anchors, const ak_rows* keys, int64_t dim,
-                                       double scale, float* lse, int threads, void* workspace,
-                                       int64_t workspace_bytes);
+                                       double scale, int allow_bfloat16, float* lse, int threads,
+                                       void* workspace, int64_t workspace_bytes);
 
 /* Gradients of Σ_i grad_lse[i] · lse[i]: grad_anchors (anchors->rows, dim) and grad_keys
  * (keys->rows, dim), contiguous, in the dtype of their rows, every element written; NULL for one that
  * is not wanted. keys == NULL: grad_anchors holds both parts and grad_keys must be NULL. grad_lse of
  * anchors that are left out is not used. */
 AK_API int ak_cpu_pairwise_lse_backward(const ak_rows* anchors, const ak_rows* keys, int64_t dim,
-                                        double scale, const float* grad_lse, const float* lse,
-                                        void* grad_anchors, void* grad_keys, int threads,
-                                        void* workspace, int64_t workspace_bytes);
+                                        double scale, int allow_bfloat16, const float* grad_lse,
+                                        const float* lse, void* grad_anchors, void* grad_keys,
+                                        int threads, void* workspace, int64_t workspace_bytes);
 
 /* ---------------------------------------------------------------- CPU: prepare_rows */
 

@@ -48,6 +48,17 @@ struct Result {
   std::vector<double> lse, grad_anchors, grad_keys;
 };
 
+// Rounded to bfloat16 (by truncation), so that products of bfloat16 start from the same numbers.
+Matrix in_bfloat16(Matrix matrix) {
+  for (float& value : matrix.values) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    bits &= 0xffff0000u;
+    std::memcpy(&value, &bits, sizeof bits);
+  }
+  return matrix;
+}
+
 // Upstream gradient of every anchor.
 float upstream(int64_t i) { return static_cast<float>(i % 5) - 1.5f; }
 
@@ -103,26 +114,28 @@ void expect_ok(int status, const std::string& where) {
 }
 
 // Forward and backward on this thread, against loops.
-void check_lse(const Matrix& anchors, const Matrix& keys, bool symmetric, double scale, int threads,
-               const Result& expected, const std::string& where) {
+void check_lse(const Matrix& anchors, const Matrix& keys, bool symmetric, double scale, bool allow_bfloat16,
+               int threads, const Result& expected, const std::string& where) {
   const ak_rows a = anchors.described(), k = keys.described();
   const ak_rows* key_rows = symmetric ? nullptr : &k;
   std::vector<float> lse(anchors.rows, NAN), grad_anchors(anchors.values.size(), NAN),
       grad_keys(symmetric ? 0 : keys.values.size(), NAN), grad_lse(anchors.rows);
   for (int64_t i = 0; i < anchors.rows; ++i) grad_lse[i] = anchors.takes_part(i) ? upstream(i) : NAN;
 
-  std::vector<char> workspace(ak_cpu_pairwise_lse_workspace(&a, key_rows, anchors.dim, AK_FORWARD, threads));
-  expect_ok(ak_cpu_pairwise_lse_forward(&a, key_rows, anchors.dim, scale, lse.data(), threads, workspace.data(),
-                                        workspace.size()), where);
+  std::vector<char> workspace(ak_cpu_pairwise_lse_workspace(&a, key_rows, anchors.dim, allow_bfloat16, AK_FORWARD,
+                                                            threads));
+  expect_ok(ak_cpu_pairwise_lse_forward(&a, key_rows, anchors.dim, scale, allow_bfloat16, lse.data(), threads,
+                                        workspace.data(), workspace.size()), where);
   const int pass = AK_GRAD_ANCHORS | (symmetric ? 0 : AK_GRAD_KEYS);
-  workspace.assign(ak_cpu_pairwise_lse_workspace(&a, key_rows, anchors.dim, pass, threads), -1);
-  expect_ok(ak_cpu_pairwise_lse_backward(&a, key_rows, anchors.dim, scale, grad_lse.data(), lse.data(),
-                                         grad_anchors.data(), symmetric ? nullptr : grad_keys.data(), threads,
+  workspace.assign(ak_cpu_pairwise_lse_workspace(&a, key_rows, anchors.dim, allow_bfloat16, pass, threads), -1);
+  expect_ok(ak_cpu_pairwise_lse_backward(&a, key_rows, anchors.dim, scale, allow_bfloat16, grad_lse.data(),
+                                         lse.data(), grad_anchors.data(), symmetric ? nullptr : grad_keys.data(), threads,
                                          workspace.data(), workspace.size()), where);
 
   expect_close("lse", where, lse, expected.lse, 2e-6);
-  expect_close("gradient of anchors", where, grad_anchors, expected.grad_anchors, 2e-5);
-  if (!symmetric) expect_close("gradient of keys", where, grad_keys, expected.grad_keys, 2e-5);
+  const double tolerance = allow_bfloat16 ? 0x1p-8 : 2e-5;  // weights are rounded by at most 2^-9
+  expect_close("gradient of anchors", where, grad_anchors, expected.grad_anchors, tolerance);
+  if (!symmetric) expect_close("gradient of keys", where, grad_keys, expected.grad_keys, tolerance);
 }
 
 void check_prepare(int64_t batch, int64_t dim, int64_t pixels, int threads, std::mt19937& random,
@@ -154,6 +167,7 @@ void check_prepare(int64_t batch, int64_t dim, int64_t pixels, int threads, std:
 
 void check_all(const std::string& isa) {
   std::mt19937 random(1);
+  const bool bfloat16 = isa.find("bf16") != std::string::npos;
   const int64_t shapes[][3] = {
       {0, 3, 4},      {1, 1, 1},     {2, 5, 3},      // nothing, one, ragged
       {24, 23, 16},   {25, 49, 17},                  // a panel of keys, one more
@@ -164,10 +178,11 @@ void check_all(const std::string& isa) {
     for (double scale : {10.0, 200.0})  // bounded scores, running maximum
       for (bool masked : {false, true})
         for (bool symmetric : {false, true}) {
-          const Matrix anchors = random_rows(n, dim, masked, random), keys = random_rows(m, dim, masked, random);
+          Matrix anchors = random_rows(n, dim, masked, random), keys = random_rows(m, dim, masked, random);
+          if (bfloat16) anchors = in_bfloat16(anchors), keys = in_bfloat16(keys);
           const Result expected = by_loops(anchors, symmetric ? anchors : keys, symmetric, scale);
           for (int threads : {1, 3}) {
-            check_lse(anchors, keys, symmetric, scale, threads, expected,
+            check_lse(anchors, keys, symmetric, scale, bfloat16, threads, expected,
                       isa + " n " + std::to_string(n) + " m " + std::to_string(m) + " d " + std::to_string(dim) +
                           " scale " + std::to_string(scale) + " threads " + std::to_string(threads) +
                           (masked ? " masked" : "") + (symmetric ? " symmetric" : ""));
@@ -178,10 +193,11 @@ void check_all(const std::string& isa) {
     check_prepare(2, 33, 130, threads, random, isa + " map");
   }
   // Two callers at once, each with threads of its own.
-  const Matrix anchors = random_rows(260, 40, true, random);
+  Matrix anchors = random_rows(260, 40, true, random);
+  if (bfloat16) anchors = in_bfloat16(anchors);
   const Result expected = by_loops(anchors, anchors, true, 10);
-  std::thread other([&] { check_lse(anchors, anchors, true, 10, 2, expected, isa + " first caller"); });
-  check_lse(anchors, anchors, true, 10, 2, expected, isa + " second caller");
+  std::thread other([&] { check_lse(anchors, anchors, true, 10, bfloat16, 2, expected, isa + " first caller"); });
+  check_lse(anchors, anchors, true, 10, bfloat16, 2, expected, isa + " second caller");
   other.join();
 }
 

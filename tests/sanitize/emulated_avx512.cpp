@@ -1,5 +1,5 @@
-// The register blocking of AVX-512 (sixteen lanes, blocks of 8 × 48 and 6 × 64) in pairs of AVX2 registers,
-// so that a processor without AVX-512 can test it. For tests only: slow.
+// The register blocking of AVX-512 (sixteen lanes, blocks of 8 × 48 and 6 × 64) in pairs of AVX2 registers, and
+// its products of bfloat16, so that a processor without them can test both. For tests only: slow.
 #include "pairwise_lse.h"
 #include "prepare_rows.h"
 #include "vector_avx2.h"
@@ -11,6 +11,7 @@ struct EmulatedAvx512 {
     __m256 low, high;
   };
   static constexpr int lanes = 16;
+  static constexpr int depth = 1;
   static constexpr int score_rows = 8, score_vectors = 3;
   static constexpr int product_rows = 6, product_vectors = 4;
 
@@ -26,6 +27,7 @@ struct EmulatedAvx512 {
   static Vec subtract(Vec a, Vec b) { return {Avx2::subtract(a.low, b.low), Avx2::subtract(a.high, b.high)}; }
   static Vec multiply(Vec a, Vec b) { return {Avx2::multiply(a.low, b.low), Avx2::multiply(a.high, b.high)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {Avx2::fma(a.low, b.low, c.low), Avx2::fma(a.high, b.high, c.high)}; }
+  static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
   static Vec at_least(Vec bound, Vec x) {
     return {Avx2::at_least(bound.low, x.low), Avx2::at_least(bound.high, x.high)};
   }
@@ -33,9 +35,41 @@ struct EmulatedAvx512 {
   static Vec to_exponent(Vec x) { return {Avx2::to_exponent(x.low), Avx2::to_exponent(x.high)}; }
 };
 
+struct EmulatedBf16 : EmulatedAvx512 {
+  static constexpr int depth = 2;
+
+  static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(low(a), low(b), fma(high(a), high(b), c)); }
+  static Vec pair_neighbours(const float* p) {
+    float words[lanes];
+    for (int lane = 0; lane < lanes; ++lane) words[lane] = word(p[2 * lane], p[2 * lane + 1]);
+    return load(words);
+  }
+  static Vec pair(Vec low, Vec high) {
+    float a[lanes], b[lanes];
+    store(a, low);
+    store(b, high);
+    for (int lane = 0; lane < lanes; ++lane) a[lane] = word(a[lane], b[lane]);
+    return load(a);
+  }
+
+ private:
+  static float word(float low, float high) {
+    return as_float(to_bfloat16(low) | static_cast<uint32_t>(to_bfloat16(high)) << 16);
+  }
+  static __m256 low(__m256 x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 16)); }
+  static __m256 high(__m256 x) { return _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(-65536))); }
+  static Vec low(Vec x) { return {low(x.low), low(x.high)}; }
+  static Vec high(Vec x) { return {high(x.low), high(x.high)}; }
+};
+
 }  // namespace
 
 namespace action_kernels {
+
+const KernelTable emulated_avx512bf16_kernels = {
+    "emulated-avx512bf16",     lse_workspace<EmulatedBf16>,    lse_forward<EmulatedBf16>,
+    lse_backward<EmulatedBf16>, prepare_forward<EmulatedAvx512>, prepare_backward<EmulatedAvx512>,
+};
 
 const KernelTable emulated_avx512_kernels = {
     "emulated-avx512",           lse_workspace<EmulatedAvx512>,   lse_forward<EmulatedAvx512>,

@@ -24,6 +24,7 @@ SANITIZERS = ("address,undefined", "thread")
 FLAGS = ["-std=c++17", "-O2", "-g", "-fno-omit-frame-pointer", f"-I{KERNELS}"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
 EMULATED = ["-DAK_TEST_EMULATED_AVX512"]
+AVX512BF16 = [*AVX512, "-mavx512bf16"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 
 
@@ -38,6 +39,7 @@ def sources() -> dict[Path, list[str]]:
         files[KERNELS / "api.cpp"] = EMULATED
         files[KERNELS / "kernels_avx2.cpp"] = AVX2
         files[KERNELS / "kernels_avx512.cpp"] = AVX512
+        files[KERNELS / "kernels_avx512bf16.cpp"] = AVX512BF16
         files[HERE / "emulated_avx512.cpp"] = AVX2 + EMULATED
     return files
 

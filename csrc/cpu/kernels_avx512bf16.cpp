@@ -1,0 +1,37 @@
+#if defined(__x86_64__)
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // as in kernels_avx512.cpp
+#endif
+
+#include "pairwise_lse.h"
+#include "vector_avx512bf16.h"
+
+namespace action_kernels {
+namespace {
+
+bool in_pairs(const LseCall& call) { return call.anchors.dtype == AK_BFLOAT16 || call.allow_bfloat16; }
+
+int64_t workspace(const LseCall& call) {
+  return in_pairs(call) ? lse_workspace<Avx512Bf16>(call) : avx512_kernels.lse_workspace(call);
+}
+
+void forward(const LseCall& call) {
+  in_pairs(call) ? lse_forward<Avx512Bf16>(call) : avx512_kernels.lse_forward(call);
+}
+
+void backward(const LseCall& call) {
+  in_pairs(call) ? lse_backward<Avx512Bf16>(call) : avx512_kernels.lse_backward(call);
+}
+
+// Row preparation is bound by memory: AVX-512's serves.
+void prepare_forward(const PrepareCall& call) { avx512_kernels.prepare_forward(call); }
+void prepare_backward(const PrepareCall& call) { avx512_kernels.prepare_backward(call); }
+
+}  // namespace
+
+const KernelTable avx512bf16_kernels = {"avx512bf16", workspace, forward, backward, prepare_forward, prepare_backward};
+
+}  // namespace action_kernels
+
+#endif
