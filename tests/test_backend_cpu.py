@@ -389,6 +389,54 @@ def test_accumulators_stay_in_registers(isa, accumulators):
     assert kernels >= 3  # scores, product, transposed product
 
 
+def backward(anchors, mask, lse, kept):
+    upstream = torch.linspace(-1, 2, len(lse))
+    return cpu.pairwise_lse_backward(
+        upstream, lse, anchors, None, 10.0, mask, None, False, True, False, kept
+    )[0]
+
+
+@pytest.mark.parametrize("n", [1, 50, 191, 700, 1500])
+@pytest.mark.parametrize("masked", [False, True])
+def test_powers_kept_for_the_backward_pass_change_nothing(instruction_set, threads, n, masked):
+    anchors = unit_rows(n, 100, dtype=torch.float32)
+    mask = random_mask(n, 1) if masked else None
+    kept = torch.zeros(cpu.pairwise_lse_kept_bytes(anchors, None), dtype=torch.uint8)
+    assert 0 < kept.numel() <= 32 << 20
+    lse = cpu.pairwise_lse_forward(anchors, None, 10.0, mask, None, False, kept)
+    assert torch.equal(lse, cpu.pairwise_lse_forward(anchors, None, 10.0, mask, None, False))
+    expected = backward(anchors, mask, lse, None)
+    assert torch.equal(backward(anchors, mask, lse, kept), expected)
+    if n < 1000 or masked:  # few rows are cut alike whatever the number of threads
+        return
+    kept[64:] = 0  # to see that it is read
+    assert not torch.equal(backward(anchors, mask, lse, kept), expected)
+    threads(16)  # other tiles: not what was kept
+    assert relative_error(backward(anchors, mask, lse, kept), expected) < 1e-6
+    threads(2)
+    other = "portable" if instruction_set != "portable" else "avx2"
+    if other in cpu.supported_instruction_sets():
+        cpu.use_instruction_set(other)
+        assert relative_error(backward(anchors, mask, lse, kept), expected) < 1e-5
+
+
+def test_nothing_is_kept_where_that_does_not_pay():
+    def kept_bytes(n, d, *, keys=None, dtype=torch.float32):
+        return cpu.pairwise_lse_kept_bytes(torch.zeros(n, d, dtype=dtype), keys)
+
+    assert kept_bytes(2048, 128) > 0
+    assert kept_bytes(8192, 128) == 0  # too much
+    assert kept_bytes(2048, 64) == 0  # as quickly computed again
+    assert kept_bytes(2048, 128, keys=torch.zeros(5, 128)) == 0
+    scores = unit_rows(300, 128, dtype=torch.float32)
+    kept = torch.zeros(cpu.pairwise_lse_kept_bytes(scores, None), dtype=torch.uint8)
+    cpu.pairwise_lse_forward(scores, None, 200.0, None, None, False, kept)  # a running maximum
+    assert not kept[:64].any()
+    with torch.no_grad():
+        _, unused = torch.ops.action_kernels.pairwise_lse(scores, None, 10.0, None, None, False, 0)
+    assert unused.numel() == 0
+
+
 # ------------------------------------------------------------------------------- threads and processes
 
 
@@ -522,7 +570,17 @@ def test_a_workspace_at_any_address_is_enough():
     for offset in (0, 4, 60):
         memory = torch.empty(size + offset, dtype=torch.uint8)
         status = cpu.load().ak_cpu_pairwise_lse_forward(
-            sides.anchors, None, 10, 2.0, 0, lse.data_ptr(), 1, memory.data_ptr() + offset, size
+            sides.anchors,
+            None,
+            10,
+            2.0,
+            0,
+            lse.data_ptr(),
+            None,
+            0,
+            1,
+            memory.data_ptr() + offset,
+            size,
         )
         assert status == 0
         assert torch.equal(lse, expected)
@@ -536,7 +594,17 @@ def test_bad_calls_return_a_status_with_a_message():
 
     def call(scale=1.0, dim=4, size=1 << 20, target=lse.data_ptr()):  # noqa: B008
         status = library.ak_cpu_pairwise_lse_forward(
-            ctypes.byref(described), None, dim, scale, 0, target, 1, memory.data_ptr(), size
+            ctypes.byref(described),
+            None,
+            dim,
+            scale,
+            0,
+            target,
+            None,
+            0,
+            1,
+            memory.data_ptr(),
+            size,
         )
         return library.ak_status_message(status).decode()
 

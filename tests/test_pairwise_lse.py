@@ -9,6 +9,7 @@ from support import relative_error, unit_rows
 
 import action_kernels
 from action_kernels import pairwise_lse
+from action_kernels.ops import registry
 
 SHAPES = [
     (1, 1, 1),  # the smallest
@@ -113,8 +114,11 @@ def test_opcheck():
     keys = unit_rows(6, 4, seed=1).requires_grad_()
     mask, key_mask = masks(9, 6)
     op = torch.ops.action_kernels.pairwise_lse
-    torch.library.opcheck(op, (anchors, None, 2.0, mask, None, True))
-    torch.library.opcheck(op, (anchors, keys, 2.0, mask, key_mask, False))
+    torch.library.opcheck(op, (anchors, None, 2.0, mask, None, True, 0))
+    torch.library.opcheck(op, (anchors, keys, 2.0, mask, key_mask, False, 0))
+    many = unit_rows(300, 96, dtype=torch.float32)
+    kept_bytes = registry.resolve("pairwise_lse_kept_bytes", many)(many, None)
+    torch.library.opcheck(op, (many.requires_grad_(), None, 2.0, None, None, True, kept_bytes))
 
 
 def test_compiles_whole():
@@ -138,14 +142,12 @@ def test_second_derivatives_are_refused():
 
 def test_only_requested_gradients_are_computed(monkeypatch):
     asked = []
-    from action_kernels.ops import registry
-
     with registry.isolated():
         kernel = registry.resolve("pairwise_lse_backward", torch.zeros(1))
 
         @registry.register("pairwise_lse_backward", backend="reference")
         def spy(*arguments):
-            asked.append(arguments[-2:])
+            asked.append(arguments[-3:-1])
             return kernel(*arguments)
 
         registry._resolved.clear()

@@ -68,9 +68,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ak_cpu_supported_isas": (_text, []),
     "ak_cpu_openmp_library": (_text, []),
     "ak_cpu_pairwise_lse_workspace": (_long, [_rows, _rows, _long, _int, _int, _int]),
+    "ak_cpu_pairwise_lse_kept": (_long, [_rows, _rows, _long, _int, _int]),
     "ak_cpu_pairwise_lse_forward": (
         _int,
-        [_rows, _rows, _long, _double, _int, _pointer, _int, _pointer, _long],
+        [_rows, _rows, _long, _double, _int, _pointer, _pointer, _long, _int, _pointer, _long],
     ),
     "ak_cpu_pairwise_lse_backward": (
         _int,
@@ -82,6 +83,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
             _int,
             _pointer,
             _pointer,
+            _pointer,
+            _long,
             _pointer,
             _pointer,
             _int,
@@ -231,6 +234,22 @@ class _Sides:
         return _workspace(size), size
 
 
+@register("pairwise_lse_kept_bytes", backend="cpu", dtypes=frozenset(DTYPES))
+def pairwise_lse_kept_bytes(anchors: Tensor, keys: Tensor | None) -> int:
+    if keys is not None:
+        return 0
+    sides = _Sides(anchors, None, None, None)
+    size: int = _kernels().ak_cpu_pairwise_lse_kept(
+        sides.anchors, None, sides.dim, sides.allow_bfloat16, torch.get_num_threads()
+    )
+    _check(-min(size, 0), "pairwise_lse")
+    return size
+
+
+def _place(kept: Tensor | None) -> tuple[int | None, int]:
+    return (None, 0) if kept is None else (kept.data_ptr(), kept.numel())
+
+
 @register("pairwise_lse_forward", backend="cpu", dtypes=frozenset(DTYPES))
 def pairwise_lse_forward(
     anchors: Tensor,
@@ -239,13 +258,14 @@ def pairwise_lse_forward(
     mask: Tensor | None,
     key_mask: Tensor | None,
     normalized: bool,
+    kept: Tensor | None = None,
 ) -> Tensor:
     sides, threads = _Sides(anchors, keys, mask, key_mask), torch.get_num_threads()
     lse = torch.empty(anchors.shape[0], dtype=torch.float32)
     workspace, size = sides.workspace(FORWARD, threads)
     status = _kernels().ak_cpu_pairwise_lse_forward(
-        sides.anchors, sides.keys, sides.dim, scale, sides.allow_bfloat16, lse.data_ptr(), threads,
-        workspace.data_ptr(), size,
+        sides.anchors, sides.keys, sides.dim, scale, sides.allow_bfloat16, lse.data_ptr(),
+        *_place(kept), threads, workspace.data_ptr(), size,
     )  # fmt: skip
     _check(status, "pairwise_lse")
     return lse
@@ -263,6 +283,7 @@ def pairwise_lse_backward(
     normalized: bool,
     need_anchors: bool,
     need_keys: bool,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     sides, threads = _Sides(anchors, keys, mask, key_mask), torch.get_num_threads()
     grad_lse, lse = grad_lse.float().contiguous(), lse.contiguous()
@@ -273,7 +294,7 @@ def pairwise_lse_backward(
     workspace, size = sides.workspace(work, threads)
     status = _kernels().ak_cpu_pairwise_lse_backward(
         sides.anchors, sides.keys, sides.dim, scale, sides.allow_bfloat16,
-        grad_lse.data_ptr(), lse.data_ptr(),
+        grad_lse.data_ptr(), lse.data_ptr(), *_place(kept),
         grad_anchors.data_ptr() if need_anchors else None,
         grad_keys.data_ptr() if need_keys else None,
         threads, workspace.data_ptr(), size,

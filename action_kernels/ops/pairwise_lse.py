@@ -54,9 +54,22 @@ def pairwise_lse(
         checks.check_same_dtype(anchors=anchors, keys=keys)
         checks.check_mask("key_mask", key_mask, keys.shape[:1])
     checks.check_same_device(anchors=anchors, keys=keys, mask=mask, key_mask=key_mask)
-    return torch.ops.action_kernels.pairwise_lse(
-        anchors, keys, float(scale), mask, key_mask, normalized
+    lse, _ = torch.ops.action_kernels.pairwise_lse(
+        anchors, keys, float(scale), mask, key_mask, normalized, _kept_bytes(anchors, keys)
     )
+    return lse
+
+
+def _kept_bytes(anchors: Tensor, keys: Tensor | None) -> int:
+    """Bytes that the backend's forward pass would leave to its backward pass; 0 if there will be none.
+
+    Not while compiling: the size of an output may not depend on the backend there.
+    """
+    differentiated = anchors.requires_grad or (keys is not None and keys.requires_grad)
+    if torch.compiler.is_compiling() or not (differentiated and torch.is_grad_enabled()):
+        return 0
+    size: int = registry.resolve("pairwise_lse_kept_bytes", anchors)(anchors, keys)
+    return size
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -72,10 +85,15 @@ def _forward(
     mask: Tensor | None,
     key_mask: Tensor | None,
     normalized: bool,
-) -> Tensor:
+    kept_bytes: int,
+) -> tuple[Tensor, Tensor]:
+    """lse (n,), and `kept_bytes` bytes for the backward pass of the same backend, which alone reads them."""
+    kept = anchors.new_empty(kept_bytes, dtype=torch.uint8)
     kernel = registry.resolve("pairwise_lse_forward", anchors)
-    lse: Tensor = kernel(anchors, keys, scale, mask, key_mask, normalized)
-    return lse
+    lse: Tensor = kernel(
+        anchors, keys, scale, mask, key_mask, normalized, kept if kept_bytes else None
+    )
+    return lse, kept
 
 
 @_forward.register_fake
@@ -86,8 +104,10 @@ def _(
     mask: Tensor | None,
     key_mask: Tensor | None,
     normalized: bool,
-) -> Tensor:
-    return anchors.new_empty(anchors.shape[0], dtype=accumulation_dtype(anchors.dtype))
+    kept_bytes: int,
+) -> tuple[Tensor, Tensor]:
+    lse = anchors.new_empty(anchors.shape[0], dtype=accumulation_dtype(anchors.dtype))
+    return lse, anchors.new_empty(kept_bytes, dtype=torch.uint8)
 
 
 @torch.library.custom_op("action_kernels::pairwise_lse_backward", mutates_args=())
@@ -102,6 +122,7 @@ def _backward(
     normalized: bool,
     need_anchors: bool,
     need_keys: bool,
+    kept: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of anchors and keys, in their dtype; an empty tensor for one not asked for.
 
@@ -110,8 +131,9 @@ def _backward(
     """
     kernel = registry.resolve("pairwise_lse_backward", anchors)
     gradients: tuple[Tensor, Tensor] = kernel(
-        grad_lse, lse, anchors, keys, scale, mask, key_mask, normalized, need_anchors, need_keys
-    )
+        grad_lse, lse, anchors, keys, scale, mask, key_mask, normalized, need_anchors, need_keys,
+        kept if kept.numel() else None,
+    )  # fmt: skip
     return gradients
 
 
@@ -127,29 +149,30 @@ def _(
     normalized: bool,
     need_anchors: bool,
     need_keys: bool,
+    kept: Tensor,
 ) -> tuple[Tensor, Tensor]:
     grad_anchors = anchors.new_empty(anchors.shape if need_anchors else (0,))
     grad_keys = anchors.new_empty(keys.shape if need_keys and keys is not None else (0,))
     return grad_anchors, grad_keys
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    anchors, keys, scale, mask, key_mask, normalized = inputs
-    ctx.save_for_backward(output, anchors, keys, mask, key_mask)
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    anchors, keys, scale, mask, key_mask, normalized, _ = inputs
+    ctx.save_for_backward(*output, anchors, keys, mask, key_mask)
     ctx.scale, ctx.normalized = scale, normalized
 
 
-def _differentiate(ctx: Any, grad_lse: Tensor) -> tuple[Any, ...]:
-    lse, anchors, keys, mask, key_mask = ctx.saved_tensors
+def _differentiate(ctx: Any, grad_lse: Tensor, _grad_kept: None) -> tuple[Any, ...]:
+    lse, kept, anchors, keys, mask, key_mask = ctx.saved_tensors
     need_anchors, need_keys = ctx.needs_input_grad[:2]
     grad_anchors, grad_keys = torch.ops.action_kernels.pairwise_lse_backward(
         grad_lse, lse, anchors, keys, ctx.scale, mask, key_mask, ctx.normalized,
-        need_anchors, need_keys and keys is not None,
+        need_anchors, need_keys and keys is not None, kept,
     )  # fmt: skip
     return (
         grad_anchors if need_anchors else None,
         grad_keys if need_keys and keys is not None else None,
-        None, None, None, None,
+        None, None, None, None, None,
     )  # fmt: skip
 
 

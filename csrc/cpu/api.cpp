@@ -225,21 +225,31 @@ int64_t ak_cpu_pairwise_lse_workspace(const ak_rows* anchors, const ak_rows* key
   return kernels().lse_workspace(call);
 }
 
+int64_t ak_cpu_pairwise_lse_kept(const ak_rows* anchors, const ak_rows* keys, int64_t dim, int allow_bfloat16,
+                                 int threads) {
+  LseCall call;
+  if (int status = start_lse_call(anchors, keys, dim, allow_bfloat16, AK_FORWARD, threads, &call)) return -status;
+  return kernels().lse_kept(call);
+}
+
 int ak_cpu_pairwise_lse_forward(const ak_rows* anchors, const ak_rows* keys, int64_t dim, double scale,
-                                int allow_bfloat16, float* lse, int threads, void* workspace,
-                                int64_t workspace_bytes) {
+                                int allow_bfloat16, float* lse, void* kept, int64_t kept_bytes, int threads,
+                                void* workspace, int64_t workspace_bytes) {
   LseCall call;
   if (int status = start_lse_call(anchors, keys, dim, allow_bfloat16, AK_FORWARD, threads, &call)) return status;
   const KernelTable& table = kernels();  // once: another thread may choose another one
   if (int status = finish_lse_call(table, scale, workspace, workspace_bytes, &call)) return status;
   if (anchors->rows > 0 && !lse) return AK_MISSING_POINTER;
   call.lse = lse;
+  call.kept = kept;
+  call.kept_bytes = kept_bytes;
   return run(table.lse_forward, call);
 }
 
 int ak_cpu_pairwise_lse_backward(const ak_rows* anchors, const ak_rows* keys, int64_t dim, double scale,
-                                 int allow_bfloat16, const float* grad_lse, const float* lse, void* grad_anchors, void* grad_keys,
-                                 int threads, void* workspace, int64_t workspace_bytes) {
+                                 int allow_bfloat16, const float* grad_lse, const float* lse, void* kept,
+                                 int64_t kept_bytes, void* grad_anchors, void* grad_keys, int threads,
+                                 void* workspace, int64_t workspace_bytes) {
   const int pass = (grad_anchors ? AK_GRAD_ANCHORS : 0) | (grad_keys ? AK_GRAD_KEYS : 0);
   if (pass == 0) return AK_OK;
   LseCall call;
@@ -251,6 +261,8 @@ int ak_cpu_pairwise_lse_backward(const ak_rows* anchors, const ak_rows* keys, in
   call.grad_lse = grad_lse;
   call.saved_lse = lse;
   call.grad_anchors = grad_anchors;
+  call.kept = kept;
+  call.kept_bytes = kept_bytes;
   call.grad_keys = grad_keys;
   return run(table.lse_backward, call);
 }

@@ -20,6 +20,8 @@ struct LseCall {
   const float* saved_lse;  // backward
   void* grad_anchors;
   void* grad_keys;
+  void* kept;  // what the forward pass leaves to the backward pass, or NULL
+  int64_t kept_bytes;
   void* workspace;
 };
 
@@ -39,6 +41,7 @@ struct PrepareCall {
 struct KernelTable {
   const char* name;
   int64_t (*lse_workspace)(const LseCall&);
+  int64_t (*lse_kept)(const LseCall&);
   void (*lse_forward)(const LseCall&);
   void (*lse_backward)(const LseCall&);
   void (*prepare_forward)(const PrepareCall&);

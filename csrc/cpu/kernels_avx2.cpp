@@ -7,7 +7,7 @@
 namespace action_kernels {
 
 const KernelTable avx2_kernels = {
-    "avx2",           lse_workspace<Avx2>,    lse_forward<Avx2>,
+    "avx2",           lse_workspace<Avx2>, lse_kept<Avx2>, lse_forward<Avx2>,
     lse_backward<Avx2>, prepare_forward<Avx2>, prepare_backward<Avx2>,
 };
 

@@ -12,7 +12,7 @@
 namespace action_kernels {
 
 const KernelTable avx512_kernels = {
-    "avx512",           lse_workspace<Avx512>,    lse_forward<Avx512>,
+    "avx512",           lse_workspace<Avx512>, lse_kept<Avx512>, lse_forward<Avx512>,
     lse_backward<Avx512>, prepare_forward<Avx512>, prepare_backward<Avx512>,
 };
 

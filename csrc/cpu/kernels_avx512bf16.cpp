@@ -16,6 +16,8 @@ int64_t workspace(const LseCall& call) {
   return in_pairs(call) ? lse_workspace<Avx512Bf16>(call) : avx512_kernels.lse_workspace(call);
 }
 
+int64_t kept(const LseCall& call) { return in_pairs(call) ? 0 : avx512_kernels.lse_kept(call); }
+
 void forward(const LseCall& call) {
   in_pairs(call) ? lse_forward<Avx512Bf16>(call) : avx512_kernels.lse_forward(call);
 }
@@ -30,7 +32,7 @@ void prepare_backward(const PrepareCall& call) { avx512_kernels.prepare_backward
 
 }  // namespace
 
-const KernelTable avx512bf16_kernels = {"avx512bf16", workspace, forward, backward, prepare_forward, prepare_backward};
+const KernelTable avx512bf16_kernels = {"avx512bf16", workspace, kept, forward, backward, prepare_forward, prepare_backward};
 
 }  // namespace action_kernels
 

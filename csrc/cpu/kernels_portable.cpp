@@ -5,7 +5,7 @@
 namespace action_kernels {
 
 const KernelTable portable_kernels = {
-    "portable",           lse_workspace<Portable>,    lse_forward<Portable>,
+    "portable",           lse_workspace<Portable>, lse_kept<Portable>, lse_forward<Portable>,
     lse_backward<Portable>, prepare_forward<Portable>, prepare_backward<Portable>,
 };
 

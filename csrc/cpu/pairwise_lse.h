@@ -63,6 +63,28 @@ struct Tile {
   int64_t row_begin, row_end;
   int64_t column_begin, column_end;
   bool diagonal;
+  int64_t task;
+};
+
+// The powers 2^score of all tiles, kept from a symmetric, bounded forward pass for the backward pass; tiles
+// lie in the order of their tasks, block_rows × block_rows each. What they were computed with stands in
+// front: a backward pass under another instruction set or thread count recomputes them instead.
+struct Kept {
+  struct Header {
+    int64_t instruction_set;  // by its register blocking; 0: nothing is kept
+    int64_t block_rows;
+    int64_t padded;
+  };
+  static constexpr int64_t header_floats = 16;  // a cache line
+  static_assert(sizeof(Header) <= header_floats * sizeof(float), "the header fits its line");
+  static constexpr int64_t largest_bytes = 32 << 20;  // beyond, they leave the caches
+  static constexpr int64_t least_dim = 96;            // below, computing them again costs no more
+
+  Header* header = nullptr;
+  float* powers = nullptr;
+  int64_t block_rows = 0;
+
+  float* tile(int64_t task) const { return powers + task * block_rows * block_rows; }
 };
 
 struct Workspace {
@@ -125,19 +147,25 @@ Scratch scratch_of(const Workspace& work, int thread) {
   return scratch;
 }
 
-// Packs a side and cuts it into blocks.
+// Sets block_rows and blocks of a side of `padded` rows.
 template <class I>
-void prepare_side(Side& side, int64_t dim, double factor, int threads) {
+void cut_into_blocks(Side& side, int64_t padded, int threads) {
   constexpr int64_t panel = Blocking<I>::panel;
-  side.factor = static_cast<float>(factor);
-  pack_rows<I>(side.rows, side.packed, dim, side.factor, threads);
-  const int64_t panels = side.packed.padded / panel;
+  const int64_t panels = padded / panel;
   const int64_t wanted = 4 * threads > least_blocks ? 4 * threads : least_blocks;
   int64_t block_panels = (panels + wanted - 1) / wanted;
   if (block_panels > tile_rows / panel) block_panels = tile_rows / panel;
   if (block_panels < 1) block_panels = 1;
   side.block_rows = block_panels * panel;
   side.blocks = (panels + block_panels - 1) / block_panels;
+}
+
+// Packs a side and cuts it into blocks.
+template <class I>
+void prepare_side(Side& side, int64_t dim, double factor, int threads) {
+  side.factor = static_cast<float>(factor);
+  pack_rows<I>(side.rows, side.packed, dim, side.factor, threads);
+  cut_into_blocks<I>(side, side.packed.padded, threads);
   for (int64_t block = 0; block < side.blocks; ++block) new (side.turns + block) Turn();
 }
 
@@ -168,6 +196,38 @@ bool prepare_sides(const LseCall& call, Side& anchors, Side& keys) {
   return bounded;
 }
 
+// Bytes that the tiles of a call need, 0 if they are not kept: keys of their own, products of bfloat16 (cheap
+// to compute again), too few columns, too many rows. Fewer rows (a mask) do not need more.
+template <class I>
+int64_t lse_kept(const LseCall& call) {
+  if (!call.symmetric || I::depth > 1 || call.dim < Kept::least_dim) return 0;
+  Side side;
+  cut_into_blocks<I>(side, round_up_to_panel<I>(call.anchors.rows), call.threads);
+  const int64_t floats = PairSchedule(side.blocks).tasks() * side.block_rows * side.block_rows;
+  const int64_t bytes = (Kept::header_floats + floats) * static_cast<int64_t>(sizeof(float));
+  return floats == 0 || bytes > Kept::largest_bytes ? 0 : bytes;
+}
+
+// The kept tiles of a call; without any, powers is NULL. A forward pass fills in the header, a backward pass
+// compares it.
+template <class I>
+Kept kept_of(const LseCall& call, const Side& side, bool bounded) {
+  Kept kept;
+  if (!call.kept) return kept;
+  const Kept::Header header = {100 * Blocking<I>::panel + I::lanes, side.block_rows, side.packed.padded};
+  kept.header = static_cast<Kept::Header*>(call.kept);
+  const int64_t needed = lse_kept<I>(call);
+  bool usable = bounded && needed > 0 && needed <= call.kept_bytes;
+  if (call.pass == AK_FORWARD) {
+    *kept.header = usable ? header : Kept::Header{};
+  } else {
+    usable = usable && std::memcmp(kept.header, &header, sizeof header) == 0;
+  }
+  kept.powers = usable ? static_cast<float*>(call.kept) + Kept::header_floats : nullptr;
+  kept.block_rows = side.block_rows;
+  return kept;
+}
+
 // body(tile, scratch) for every tile, with the sole right to change what belongs to its rows if
 // `writes_rows` and to its columns if `writes_columns`.
 template <class I, class Schedule, class Body>
@@ -181,7 +241,7 @@ void for_each_tile(const Schedule& schedule, const Workspace& work, const Side& 
       const Task task = schedule.task(k);
       const bool diagonal = symmetric && task.row_block == task.column_block;
       const Tile tile = {rows.begin(task.row_block), rows.padded_end(task.row_block),
-                         columns.begin(task.column_block), columns.padded_end(task.column_block), diagonal};
+                         columns.begin(task.column_block), columns.padded_end(task.column_block), diagonal, k};
       Turn& row_turn = rows.turns[task.row_block];
       Turn& column_turn = columns.turns[task.column_block];
       const bool waits_for_column = writes_columns && !diagonal;
@@ -238,9 +298,11 @@ AK_INLINE void for_each_score_block(const Side& anchors, const Side& keys, int64
 
 // ------------------------------------------------------------------------------------------ forward
 
-// Adds Σ 2^score of the tile to the sums of its rows and, if Symmetric, of its columns.
-template <class I, bool Symmetric>
-void add_sums_plain(const Side& anchors, const Side& keys, int64_t dim, const Tile& tile, const Scratch& scratch) {
+// Adds Σ 2^score of the tile to the sums of its rows and, if Symmetric, of its columns. If Keep, the powers
+// are written to `kept`, whose rows lie `kept_stride` apart.
+template <class I, bool Symmetric, bool Keep>
+void add_sums_plain(const Side& anchors, const Side& keys, int64_t dim, const Tile& tile, const Scratch& scratch,
+                    float* kept, int64_t kept_stride) {
   using Vec = typename I::Vec;
   constexpr int64_t panel = Blocking<I>::panel;
   const int64_t rows = tile.row_end - tile.row_begin, columns = tile.column_end - tile.column_begin;
@@ -258,6 +320,7 @@ void add_sums_plain(const Side& anchors, const Side& keys, int64_t dim, const Ti
           AK_UNROLL for (int v = 0; v < I::score_vectors; ++v) {
             const Vec e = exp2_bounded<I>(I::load(scores + r * panel + v * I::lanes));
             row_sum = I::add(row_sum, e);
+            if (Keep) I::store(kept + (row + r) * kept_stride + column + v * I::lanes, e);
             if (Symmetric) column_sums[v] = I::add(column_sums[v], e);
           }
           I::store(lanes, row_sum);
@@ -339,12 +402,14 @@ void add_column_sums_online(const Side& keys, const Tile& tile, const Scratch& s
 }
 
 template <class I>
-void add_sums(const LseCall& call, const Side& anchors, const Side& keys, bool bounded, const Tile& tile,
-              const Scratch& scratch) {
-  if (bounded && call.symmetric) {
-    add_sums_plain<I, true>(anchors, keys, call.dim, tile, scratch);
+void add_sums(const LseCall& call, const Side& anchors, const Side& keys, bool bounded, const Kept& kept,
+              const Tile& tile, const Scratch& scratch) {
+  if (kept.powers) {
+    add_sums_plain<I, true, true>(anchors, keys, call.dim, tile, scratch, kept.tile(tile.task), kept.block_rows);
+  } else if (bounded && call.symmetric) {
+    add_sums_plain<I, true, false>(anchors, keys, call.dim, tile, scratch, nullptr, 0);
   } else if (bounded) {
-    add_sums_plain<I, false>(anchors, keys, call.dim, tile, scratch);
+    add_sums_plain<I, false, false>(anchors, keys, call.dim, tile, scratch, nullptr, 0);
   } else {
     store_scores<I>(anchors, keys, call.dim, tile, scratch);
     add_row_sums_online<I>(anchors, tile, scratch);
@@ -358,12 +423,13 @@ void lse_forward(const LseCall& call) {
   Side& anchors = work.anchors;
   Side& keys = call.symmetric ? anchors : work.keys;
   const bool bounded = prepare_sides<I>(call, anchors, keys);
+  const Kept kept = kept_of<I>(call, anchors, bounded);
   for (int64_t row = 0; row < anchors.packed.padded; ++row) {
     anchors.sums[row] = 0;
     anchors.maxima[row] = bounded ? 0 : lowest;
   }
   const auto body = [&](const Tile& tile, const Scratch& scratch) {
-    add_sums<I>(call, anchors, keys, bounded, tile, scratch);
+    add_sums<I>(call, anchors, keys, bounded, kept, tile, scratch);
   };
   if (call.symmetric) {
     for_each_tile<I>(PairSchedule(anchors.blocks), work, anchors, anchors, true, true, call.threads, body);
@@ -413,6 +479,20 @@ void store_weights(const Side& anchors, const Side& keys, int64_t dim, const Til
   };
   for_each_score_block<I, true>(anchors, keys, dim, tile, Online ? lowest : masked_if_bounded, scratch.tile,
                                 turn_into_weights);
+}
+
+// The same from the powers that the forward pass kept; what it did not compute (on and below the diagonal)
+// is anything.
+template <class I>
+void store_kept_weights(const Side& side, const Kept& kept, const Tile& tile, const Scratch& scratch) {
+  const float* powers = kept.tile(tile.task);
+  for (int64_t i = 0; i < tile.row_end - tile.row_begin; ++i, powers += kept.block_rows) {
+    const typename I::Vec row_weight = I::broadcast(side.weights + tile.row_begin + i);
+    for (int64_t j = 0; j < tile.column_end - tile.column_begin; j += I::lanes) {
+      const typename I::Vec weight = I::add(row_weight, I::load(side.weights + tile.column_begin + j));
+      I::store(scratch.tile + i * tile_rows + j, I::multiply(weight, I::load(powers + j)));
+    }
+  }
 }
 
 // Copies what is above the diagonal of a diagonal tile below it.
@@ -476,9 +556,11 @@ void add_product(const float* weights, const Side& out, int64_t out_begin, int64
 }
 
 template <class I>
-void add_gradients(const LseCall& call, const Side& anchors, const Side& keys, bool bounded, const Tile& tile,
-                   const Scratch& scratch) {
-  if (bounded && call.symmetric) {
+void add_gradients(const LseCall& call, const Side& anchors, const Side& keys, bool bounded, const Kept& kept,
+                   const Tile& tile, const Scratch& scratch) {
+  if (kept.powers) {
+    store_kept_weights<I>(anchors, kept, tile, scratch);
+  } else if (bounded && call.symmetric) {
     store_weights<I, true, false>(anchors, keys, call.dim, tile, scratch);
   } else if (bounded) {
     store_weights<I, false, false>(anchors, keys, call.dim, tile, scratch);
@@ -540,11 +622,12 @@ void lse_backward(const LseCall& call) {
   Side& anchors = work.anchors;
   Side& keys = call.symmetric ? anchors : work.keys;
   const bool bounded = prepare_sides<I>(call, anchors, keys);
+  const Kept kept = kept_of<I>(call, anchors, bounded);
   set_weights(call, anchors, bounded);
   if (call.grad_anchors) start_gradient(call, anchors, call.grad_anchors);
   if (call.grad_keys) start_gradient(call, keys, call.grad_keys);
   const auto body = [&](const Tile& tile, const Scratch& scratch) {
-    add_gradients<I>(call, anchors, keys, bounded, tile, scratch);
+    add_gradients<I>(call, anchors, keys, bounded, kept, tile, scratch);
   };
   if (call.symmetric) {
     for_each_tile<I>(PairSchedule(anchors.blocks), work, anchors, anchors, true, true, call.threads, body);

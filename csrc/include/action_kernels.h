@@ -78,6 +78,11 @@ enum ak_pass { AK_FORWARD = 0, AK_GRAD_ANCHORS = 1, AK_GRAD_KEYS = 2 };
 AK_API int64_t ak_cpu_pairwise_lse_workspace(const ak_rows* anchors, const ak_rows* keys, int64_t dim,
                                              int allow_bfloat16, int pass, int threads);
 
+/* Bytes that a forward pass can leave to the backward pass on the same rows, so that scores are not computed
+ * twice; 0 where that does not pay (keys of their own, few columns, more than 32 MiB). Negative: −ak_status. */
+AK_API int64_t ak_cpu_pairwise_lse_kept(const ak_rows* anchors, const ak_rows* keys, int64_t dim,
+                                        int allow_bfloat16, int threads);
+
 /* lse[i] = log Σ_j exp(scale · anchors_i · keys_j) over the keys that take part. keys == NULL: the
  * anchors are their own keys and j == i is left out. −inf for an anchor without a key, 0 for one that
  * the mask leaves out. Writes all of lse[0 … anchors->rows). `threads` ≥ 1 is an upper bound. The
@@ -85,10 +90,14 @@ AK_API int64_t ak_cpu_pairwise_lse_workspace(const ak_rows* anchors, const ak_ro
  *
  * Where the instruction set multiplies pairs of bfloat16 (avx512bf16), bfloat16 rows are multiplied as
  * they are and, if `allow_bfloat16`, float32 rows are rounded to bfloat16 first (2^-9 relative); the
- * backward pass rounds its weights too. Sums are float32. Elsewhere products are float32's. */
+ * backward pass rounds its weights too. Sums are float32. Elsewhere products are float32's.
+ *
+ * `kept` of `kept_bytes` bytes, or NULL: filled for the backward pass, which may be given the same or NULL.
+ * What it cannot use (another instruction set or thread count since) it computes again. */
 AK_API int ak_cpu_pairwise_lse_forward(const ak_rows* anchors, const ak_rows* keys, int64_t dim,
-                                       double scale, int allow_bfloat16, float* lse, int threads,
-                                       void* workspace, int64_t workspace_bytes);
+                                       double scale, int allow_bfloat16, float* lse, void* kept,
+                                       int64_t kept_bytes, int threads, void* workspace,
+                                       int64_t workspace_bytes);
 
 /* Gradients of Σ_i grad_lse[i] · lse[i]: grad_anchors (anchors->rows, dim) and grad_keys
  * (keys->rows, dim), contiguous, in the dtype of their rows, every element written; NULL for one that
@@ -96,8 +105,9 @@ AK_API int ak_cpu_pairwise_lse_forward(const ak_rows* anchors, const ak_rows* ke
  * anchors that are left out is not used. */
 AK_API int ak_cpu_pairwise_lse_backward(const ak_rows* anchors, const ak_rows* keys, int64_t dim,
                                         double scale, int allow_bfloat16, const float* grad_lse,
-                                        const float* lse, void* grad_anchors, void* grad_keys,
-                                        int threads, void* workspace, int64_t workspace_bytes);
+                                        const float* lse, void* kept, int64_t kept_bytes,
+                                        void* grad_anchors, void* grad_keys, int threads,
+                                        void* workspace, int64_t workspace_bytes);
 
 /* ---------------------------------------------------------------- CPU: prepare_rows */
 

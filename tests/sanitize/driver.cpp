@@ -122,14 +122,15 @@ void check_lse(const Matrix& anchors, const Matrix& keys, bool symmetric, double
       grad_keys(symmetric ? 0 : keys.values.size(), NAN), grad_lse(anchors.rows);
   for (int64_t i = 0; i < anchors.rows; ++i) grad_lse[i] = anchors.takes_part(i) ? upstream(i) : NAN;
 
+  std::vector<char> kept(ak_cpu_pairwise_lse_kept(&a, key_rows, anchors.dim, allow_bfloat16, threads));
   std::vector<char> workspace(ak_cpu_pairwise_lse_workspace(&a, key_rows, anchors.dim, allow_bfloat16, AK_FORWARD,
                                                             threads));
-  expect_ok(ak_cpu_pairwise_lse_forward(&a, key_rows, anchors.dim, scale, allow_bfloat16, lse.data(), threads,
-                                        workspace.data(), workspace.size()), where);
+  expect_ok(ak_cpu_pairwise_lse_forward(&a, key_rows, anchors.dim, scale, allow_bfloat16, lse.data(), kept.data(),
+                                        kept.size(), threads, workspace.data(), workspace.size()), where);
   const int pass = AK_GRAD_ANCHORS | (symmetric ? 0 : AK_GRAD_KEYS);
   workspace.assign(ak_cpu_pairwise_lse_workspace(&a, key_rows, anchors.dim, allow_bfloat16, pass, threads), -1);
   expect_ok(ak_cpu_pairwise_lse_backward(&a, key_rows, anchors.dim, scale, allow_bfloat16, grad_lse.data(),
-                                         lse.data(), grad_anchors.data(), symmetric ? nullptr : grad_keys.data(), threads,
+                                         lse.data(), kept.data(), kept.size(), grad_anchors.data(), symmetric ? nullptr : grad_keys.data(), threads,
                                          workspace.data(), workspace.size()), where);
 
   expect_close("lse", where, lse, expected.lse, 2e-6);
@@ -173,6 +174,7 @@ void check_all(const std::string& isa) {
       {24, 23, 16},   {25, 49, 17},                  // a panel of keys, one more
       {193, 95, 70},  {200, 1, 130},                 // a tile, one more; more than a slice
       {20, 500, 33},  {500, 20, 64},                 // one side much longer
+      {230, 30, 100},                                // powers are kept for the backward pass
   };
   for (const auto& [n, m, dim] : shapes)
     for (double scale : {10.0, 200.0})  // bounded scores, running maximum

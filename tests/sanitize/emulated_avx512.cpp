@@ -67,12 +67,14 @@ struct EmulatedBf16 : EmulatedAvx512 {
 namespace action_kernels {
 
 const KernelTable emulated_avx512bf16_kernels = {
-    "emulated-avx512bf16",     lse_workspace<EmulatedBf16>,    lse_forward<EmulatedBf16>,
+    "emulated-avx512bf16",     lse_workspace<EmulatedBf16>, lse_kept<EmulatedBf16>,
+    lse_forward<EmulatedBf16>,
     lse_backward<EmulatedBf16>, prepare_forward<EmulatedAvx512>, prepare_backward<EmulatedAvx512>,
 };
 
 const KernelTable emulated_avx512_kernels = {
-    "emulated-avx512",           lse_workspace<EmulatedAvx512>,   lse_forward<EmulatedAvx512>,
+    "emulated-avx512",           lse_workspace<EmulatedAvx512>, lse_kept<EmulatedAvx512>,
+    lse_forward<EmulatedAvx512>,
     lse_backward<EmulatedAvx512>, prepare_forward<EmulatedAvx512>, prepare_backward<EmulatedAvx512>,
 };
 

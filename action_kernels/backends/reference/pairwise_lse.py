@@ -21,6 +21,11 @@ def _similarities(
     return s
 
 
+@register("pairwise_lse_kept_bytes", backend="reference")
+def pairwise_lse_kept_bytes(anchors: Tensor, keys: Tensor | None) -> int:
+    return 0
+
+
 @register("pairwise_lse_forward", backend="reference")
 def pairwise_lse_forward(
     anchors: Tensor,
@@ -29,6 +34,7 @@ def pairwise_lse_forward(
     mask: Tensor | None,
     key_mask: Tensor | None,
     normalized: bool,
+    kept: Tensor | None = None,
 ) -> Tensor:
     self_ = keys is None
     if self_:
@@ -53,6 +59,7 @@ def pairwise_lse_backward(
     normalized: bool,
     need_anchors: bool,
     need_keys: bool,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     self_ = keys is None
     if self_:

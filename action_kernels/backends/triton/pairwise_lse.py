@@ -324,6 +324,11 @@ def _weigh_tiles(
     return total
 
 
+@register("pairwise_lse_kept_bytes", backend="triton", dtypes=DTYPES)
+def pairwise_lse_kept_bytes(anchors: Tensor, keys: Tensor | None) -> int:
+    return 0  # computing a tile again is cheaper than a trip to memory
+
+
 @register("pairwise_lse_forward", backend="triton", dtypes=DTYPES)
 def pairwise_lse_forward(
     anchors: Tensor,
@@ -332,6 +337,7 @@ def pairwise_lse_forward(
     mask: Tensor | None,
     key_mask: Tensor | None,
     normalized: bool,
+    kept: Tensor | None = None,
 ) -> Tensor:
     count = anchors.shape[0]
     if not _served(anchors):
@@ -440,6 +446,7 @@ def pairwise_lse_backward(
     normalized: bool,
     need_anchors: bool,
     need_keys: bool,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     if not _served(anchors):
         return reference.pairwise_lse_backward(
