@@ -39,13 +39,14 @@ def _kernel(
     PRECISION: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
     run = tl.program_id(0).to(tl.int64)
-    local = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    in_run = tl.program_id(1) * ROWS
+    start = run * queries_per_run + in_run
+    local = tl.arange(0, ROWS)
     columns = tl.arange(0, DIM_PADDED)
-    rows = run * queries_per_run + local
-    exists = local < queries_per_run
-    offsets = rows[:, None] * DIM + columns[None, :]
+    exists = local < queries_per_run - in_run
+    offsets = local[:, None] * DIM + columns[None, :]
     inside = exists[:, None] & (columns < DIM)[None, :]
-    q = tl.load(queries + offsets, mask=inside, other=0.0)
+    q = tl.load(queries + start * DIM + offsets, mask=inside, other=0.0)
     maximum = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     mean = tl.zeros((ROWS, DIM_PADDED), tl.float32)
@@ -76,10 +77,10 @@ def _kernel(
                 mean = product(e.to(k.dtype), k, mean, PRECISION)
         maximum = new
     lse = maximum + tl.log(total)
-    tl.store(lse_out + rows, lse, mask=exists)
+    tl.store(lse_out + start + local, lse, mask=exists)
     if WITH_MEAN:
         weight = tl.where(total > 0, 1.0 / total, 0.0)
-        tl.store(mean_out + offsets, mean * weight[:, None], mask=inside)
+        tl.store(mean_out + start * DIM + offsets, mean * weight[:, None], mask=inside)
 
 
 @register("indexed_lse", backend="triton", dtypes=DTYPES)

@@ -238,11 +238,12 @@ def _backward_kernel(
         OWN_TERM, OTHER_TERM, FIXED, OTHER_MASKED, RAGGED, HALF, PRECISION, False,
     )  # fmt: skip
     total = tl.where(a_valid[:, None], total * (scale * unit), 0.0)
-    rows = start + tl.arange(0, ROWS)
+    local = tl.arange(0, ROWS)
     columns = tl.arange(0, DIM_PADDED)
-    position = (tl.cast(split, tl.int64) * own_count + rows)[:, None] * DIM + columns[None, :]
-    inside = (rows < own_count)[:, None] & (columns < DIM)[None, :]
-    tl.store(gradient + position, total.to(gradient.dtype.element_ty), mask=inside)
+    first_row = gradient + (tl.cast(split, tl.int64) * own_count + start) * DIM
+    position = local[:, None] * DIM + columns[None, :]
+    inside = (local < own_count - start)[:, None] & (columns < DIM)[None, :]
+    tl.store(first_row + position, total.to(gradient.dtype.element_ty), mask=inside)
 
 
 @triton.jit

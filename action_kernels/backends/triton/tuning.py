@@ -81,13 +81,16 @@ def backward_candidates(target: Target, dim: int, itemsize: int, precision: str)
         shapes = ((32, 32), (32, 16), (16, 16))
         candidates = [Tiles(rows, keys, 8, stages) for rows, keys in shapes for stages in (2, 1)]
     else:
-        rows = 128 if padded(dim) <= 128 else 64
+        # wgmma takes 64 rows by four warps, tcgen05 128 rows at full rate. Of eight warps on 64 rows
+        # half repeat the other half's similarities: rows of 512 alone leave no registers for 128.
+        rows = 128 if padded(dim) <= (256 if target.capability >= 90 else 128) else 64
         largest = 64 if padded(dim) <= 256 else 32
+        depths = (2, 1) if target.capability >= 100 else (3, 2, 1)  # sm_100 spills at a third
         candidates = [
             Tiles(side, keys, 8, stages)
             for side in (rows, 32)
             for keys in (64, 32, 16)
-            for stages in (3, 2, 1)
+            for stages in depths
             if keys <= min(largest, side)
         ]
     return _that_fit(target, dim, itemsize, candidates)
@@ -100,7 +103,8 @@ def gather_tiles(target: Target, dim: int, itemsize: int, queries_per_run: int) 
     if queries_per_run == 1:
         return Tiles(1, max(4, 4096 // padded(dim)), 4, 1)
     rows = 64 if itemsize == 2 and queries_per_run > 32 and padded(dim) <= 256 else 32
-    candidates = [Tiles(rows, keys, 8, stages) for keys in (32, 16) for stages in (2, 1)]
+    warps = 4 if rows == 64 and target.capability >= 90 else 8  # eight would repeat the scores
+    candidates = [Tiles(rows, keys, warps, stages) for keys in (32, 16) for stages in (2, 1)]
     candidates += [Tiles(16, 16, 8, 1)]
     return _that_fit(target, dim, itemsize, candidates)[0]
 
