@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -32,15 +33,17 @@ from triton.compiler import ASTSource
 from action_kernels.backends.triton import (
     device,
     indexed_lse,
-    pairwise_lse,
     prepare_rows,
     sample_pixels,
     sampled_features,
-    tuning,
 )
 from action_kernels.backends.triton.device import SM_80, SM_90, SM_100, Launch, Target
+from action_kernels.backends.triton.pairwise_lse import pairwise_lse_backward as backward
+from action_kernels.backends.triton.pairwise_lse import pairwise_lse_forward as forward
 
 TARGETS = (SM_80, SM_90, SM_100)
+COUNT = 1 << 16  # rows; whole tiles
+FEW, ANY = 128, sys.maxsize  # bytes that may be spilled
 TENSOR_MEMORY_COLUMNS = 512  # of one multiprocessor, sm_100
 TYPES = {
     torch.float16: "fp16",
@@ -61,22 +64,21 @@ MATRIX_INSTRUCTIONS = {
 }
 
 
-HALF_DIMS = (16, 64, 128, 256, 496)  # of each padding: one a tile configuration, and one ragged
-FLOAT_DIMS = (64, 128, 256)
-SPILLED_AT_MOST = {"no": 0, "some": 128, "any": sys.maxsize}
+NARROW_DIMS = (16, 32, 64)  # paddings with the tiles of 128
+THREE_PRODUCT_DIMS, TF32_DIMS = (64, 128, 256), (128, 256, 512)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A call whose launches are compiled, and how much they may spill.
+    """A call whose launches are compiled.
 
-    "no": the hot kernels. "some": no more than 128 bytes a thread: half-precision rows of 512, whose
-    sums alone fill half of the registers. "any": reported only (float32 by three tf32 products).
+    `spills_at_most`, in bytes a thread: none in the hot kernels; a few words of addresses where masks of
+    wide rows take the last registers; float32 by three tf32 products is reported only.
     """
 
     name: str
     call: Callable[[], object]
-    spills: str = "no"
+    spills_at_most: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Usage:
     tiles: str
     registers: int
     spilled: int
-    spills: str
+    spills_at_most: int
     shared_memory: int
     shared_memory_limit: int
     tensor_memory: int
@@ -99,7 +101,7 @@ class Usage:
         """What would fail at a launch or cost its speed, in words."""
         where = f"{self.case}, {self.kernel}, sm_{self.capability}"
         found = []
-        if self.spilled > SPILLED_AT_MOST[self.spills]:
+        if self.spilled > self.spills_at_most:
             found.append(f"{where}: {self.spilled} bytes spilled a thread")
         if self.shared_memory > self.shared_memory_limit:
             found.append(
@@ -128,86 +130,140 @@ def _meta(*shape: int, dtype: torch.dtype) -> Tensor:
 
 def cases(quick: bool = False) -> Iterator[Case]:
     """Every kernel with every configuration that the rules can pick on the three architectures."""
-    yield from _pairwise_cases(128, torch.bfloat16)
+    bf16, fp16 = torch.bfloat16, torch.float16
+    yield from _core_cases(128, bf16)
+    yield from _masked_cases(128, bf16)
+    yield from _keys_cases(128, bf16)
+    yield from _online_cases(128, bf16)
     if quick:
         return
-    for dim in HALF_DIMS:
-        if dim != 128:
-            yield from _pairwise_cases(dim, torch.bfloat16)
-    yield from _pairwise_cases(128, torch.float16)
-    for dim in FLOAT_DIMS:
-        yield from _core_cases(dim, torch.float32, "any")
-    yield from _other_cases()
+    for dim in (*NARROW_DIMS, 256, 496, 512):
+        yield from _core_cases(dim, bf16)
+    for dim in (256, 496):
+        yield from _masked_cases(dim, bf16, FEW)
+        yield from _keys_cases(dim, bf16)
+    yield from _online_cases(496, bf16)
+    for dim in (128, 496):  # beside bfloat16: the weights of the backward are scaled
+        yield from _core_cases(dim, fp16)
+    yield from _masked_cases(128, fp16, FEW)
+    for dim in THREE_PRODUCT_DIMS:
+        yield from _core_cases(dim, torch.float32, ANY)
+    for dim in TF32_DIMS:
+        yield from _core_cases(dim, torch.float32, ANY, tf32=True)
+    yield from _preparation_cases()
+    yield from _gather_cases()
+    yield from _sampling_cases()
 
 
-def _core_cases(dim: int, dtype: torch.dtype, spills: str) -> Iterator[Case]:
+def _core_cases(
+    dim: int, dtype: torch.dtype, spills: int = 0, tf32: bool = False
+) -> Iterator[Case]:
     """The two kernels of a batch form's step: whole tiles, no mask."""
-    count = 1 << 16
-    a, row = _meta(count, dim, dtype=dtype), _meta(count, dtype=torch.float32)
-    name = f"d={dim} {str(dtype).removeprefix('torch.')}"
-    forward, backward = pairwise_lse.pairwise_lse_forward, pairwise_lse.pairwise_lse_backward
+    a, row = _meta(COUNT, dim, dtype=dtype), _meta(COUNT, dtype=torch.float32)
+    name = _name(dim, dtype) + (" as tf32" if tf32 else "")
     yield Case(
-        f"forward symmetric {name}", lambda: forward(a, None, 10.0, None, None, True), spills
+        f"forward symmetric {name}",
+        _allowing_tf32(tf32, lambda: forward(a, None, 10.0, None, None, True)),
+        spills,
     )
     yield Case(
         f"backward self {name}",
-        lambda: backward(row, row, a, None, 10.0, None, None, True, True, False),
+        _allowing_tf32(
+            tf32, lambda: backward(row, row, a, None, 10.0, None, None, True, True, False)
+        ),
         spills,
     )
 
 
-def _pairwise_cases(dim: int, dtype: torch.dtype) -> Iterator[Case]:
-    spills = "no" if tuning.padded(dim) <= 256 else "some"
-    yield from _core_cases(dim, dtype, spills)
-    count = 1 << 16
-    a, k = _meta(count, dim, dtype=dtype), _meta(count, dim, dtype=dtype)
-    odd, row = _meta(count - 1, dim, dtype=dtype), _meta(count, dtype=torch.float32)
-    mask = _meta(count, dtype=torch.bool)
-    name = f"d={dim} {str(dtype).removeprefix('torch.')}"
-    forward, backward = pairwise_lse.pairwise_lse_forward, pairwise_lse.pairwise_lse_backward
-    yield Case(f"forward online {name}", lambda: forward(a, None, 50.0, None, None, False), spills)
-    yield Case(f"forward keys {name}", lambda: forward(a, k, 10.0, None, None, True), spills)
+def _allowing_tf32(allowed: bool, call: Callable[[], object]) -> Callable[[], object]:
+    def with_the_setting() -> object:
+        matmul = torch.backends.cuda.matmul
+        previous, matmul.allow_tf32 = matmul.allow_tf32, allowed
+        try:
+            return call()
+        finally:
+            matmul.allow_tf32 = previous
+
+    return with_the_setting
+
+
+def _masked_cases(dim: int, dtype: torch.dtype, spills: int = 0) -> Iterator[Case]:
+    """The same with rows left out, and tiles that end beyond the last row."""
+    odd, row = _meta(COUNT - 1, dim, dtype=dtype), _meta(COUNT - 1, dtype=torch.float32)
+    mask, name = _meta(COUNT - 1, dtype=torch.bool), _name(dim, dtype)
+    yield Case(f"forward masked {name}", lambda: forward(odd, None, 10.0, mask, None, True))
     yield Case(
-        f"forward masked {name}", lambda: forward(a, odd, 10.0, mask, mask[1:], True), spills
+        f"backward masked {name}",
+        lambda: backward(row, row, odd, None, 10.0, mask, None, True, True, False),
+        spills,
     )
+
+
+def _keys_cases(dim: int, dtype: torch.dtype) -> Iterator[Case]:
+    a, k = _meta(COUNT, dim, dtype=dtype), _meta(COUNT, dim, dtype=dtype)
+    row, name = _meta(COUNT, dtype=torch.float32), _name(dim, dtype)
+    yield Case(f"forward keys {name}", lambda: forward(a, k, 10.0, None, None, True))
     yield Case(
         f"backward keys apart {name}",
         lambda: backward(row, row, a, k, 10.0, None, None, True, True, True),
-        spills,
     )
+
+
+def _online_cases(dim: int, dtype: torch.dtype) -> Iterator[Case]:
+    """Small temperatures and rows that are not of norm 1; backward with a mask, which takes most."""
+    rows, row = _meta(COUNT, dim, dtype=dtype), _meta(COUNT - 1, dtype=torch.float32)
+    odd, mask = _meta(COUNT - 1, dim, dtype=dtype), _meta(COUNT - 1, dtype=torch.bool)
+    name = _name(dim, dtype)
+    yield Case(f"forward online {name}", lambda: forward(rows, None, 50.0, None, None, False))
     yield Case(
         f"backward masked online {name}",
-        lambda: backward(row[1:], row[1:], odd, None, 50.0, mask[1:], None, False, True, False),
-        "any",
+        lambda: backward(row, row, odd, None, 50.0, mask, None, False, True, False),
+        FEW,
     )
 
 
-def _other_cases() -> Iterator[Case]:
-    """Row preparation, gathers and sampling, at the shapes of the losses."""
-    bf16, f32, i64 = torch.bfloat16, torch.float32, torch.int64
-    maps, rows = _meta(8, 128, 256, 256, dtype=f32), _meta(1 << 16, 128, dtype=bf16)
-    flags, factors = _meta(8 * 256 * 256, dtype=torch.bool), _meta(8 * 256 * 256, dtype=f32)
-    prepare = prepare_rows.prepare_rows_forward
-    yield Case("prepare map", lambda: prepare(maps, flags, True, bf16))
-    yield Case("prepare rows", lambda: prepare(rows, None, True, bf16))
-    grad = _meta(8 * 256 * 256, 128, dtype=bf16)
-    yield Case(
-        "prepare map, backward",
-        lambda: prepare_rows.prepare_rows_backward(grad, maps, factors, True),
+def _name(dim: int, dtype: torch.dtype) -> str:
+    return f"d={dim} {str(dtype).removeprefix('torch.')}"
+
+
+def _preparation_cases() -> Iterator[Case]:
+    """Maps and rows of each width of tile, forward and backward."""
+    f32, bf16 = torch.float32, torch.bfloat16
+    prepare, prepare_backward = (
+        prepare_rows.prepare_rows_forward,
+        prepare_rows.prepare_rows_backward,
     )
-    for dim in (128, 256, 512):
-        queries, bank = _meta(1024, dim, dtype=bf16), _meta(4096, dim, dtype=bf16)
-        shared, own = _meta(4, 512, dtype=i64), _meta(1024, 512, dtype=i64)
+    for dim in (16, 128, 256, 512, 2048):
+        maps, rows = _meta(8, dim, 64, 64, dtype=f32), _meta(1 << 15, dim, dtype=bf16)
+        mask, factors = _meta(1 << 15, dtype=torch.bool), _meta(1 << 15, dtype=f32)
+        yield Case(f"prepare map d={dim}", lambda x=maps, m=mask: prepare(x, m, True, bf16))
+        yield Case(f"prepare rows d={dim}", lambda x=rows: prepare(x, None, True, bf16))
         yield Case(
-            f"indexed shared d={dim}",
-            lambda q=queries, b=bank, i=shared: indexed_lse.indexed_lse(q, b, i, 2.0, True),
-            "no" if dim < 512 else "some",
+            f"prepare map, backward d={dim}",
+            lambda g=rows, x=maps, f=factors: prepare_backward(g, x, f, True),
         )
-        yield Case(
-            f"indexed own d={dim}",
-            lambda q=queries, b=bank, i=own: indexed_lse.indexed_lse(q, b, i, 2.0, True),
-            "no" if dim < 512 else "some",
-        )
+
+
+def _gather_cases() -> Iterator[Case]:
+    """Runs of 256, of 16 and of one query."""
+    for dim, dtype in (
+        (128, torch.bfloat16),
+        (256, torch.bfloat16),
+        (512, torch.bfloat16),
+        (128, torch.float32),
+    ):
+        queries, bank = _meta(1024, dim, dtype=dtype), _meta(4096, dim, dtype=dtype)
+        for what, runs in (("shared", 4), ("shared by few", 64), ("own", 1024)):
+            index = _meta(runs, 512, dtype=torch.int64)
+            yield Case(
+                f"indexed {what} {_name(dim, dtype)}",
+                lambda q=queries, b=bank, i=index: indexed_lse.indexed_lse(q, b, i, 2.0, True),
+                ANY if dtype == torch.float32 else 0,
+            )
+
+
+def _sampling_cases() -> Iterator[Case]:
+    f32, i64 = torch.float32, torch.int64
     logits, labels = _meta(8, 4, 256, 256, dtype=f32), _meta(8, 256, 256, dtype=i64)
     seed = _meta(1, dtype=i64)
     yield Case(
@@ -280,7 +336,7 @@ def _compile(job: _Job) -> Usage:
         f"{job.options['num_warps']} warps, {job.options['num_stages']} stages",
         registers=registers,
         spilled=spilled,
-        spills=job.case.spills,
+        spills_at_most=job.case.spills_at_most,
         shared_memory=compiled.metadata.shared,
         shared_memory_limit=job.target.shared_memory,
         tensor_memory=getattr(compiled.metadata, "tmem_size", 0) or 0,
@@ -289,43 +345,48 @@ def _compile(job: _Job) -> Usage:
 
 
 def read_binary(binary: bytes) -> tuple[int, int]:
-    """Registers and bytes of local memory (spills) a thread, by cuobjdump."""
+    """Registers and bytes spilled a thread.
+
+    A stack alone is no spill: the call of a 64-bit division has a frame that nothing is stored in.
+    """
+    usage = _cuobjdump(binary, "-res-usage")
+    registers = [int(number) for number in re.findall(r"REG:(\d+)", usage)]
+    if not registers:
+        raise RuntimeError(f"cuobjdump shows no resource usage: {usage[:500]}")
+    stack = max(int(number) for number in re.findall(r"(?:STACK|LOCAL):(\d+)", usage))
+    used = stack and re.search(r"\b(?:STL|LDL)\b", _cuobjdump(binary, "-sass"))
+    return max(registers), stack if used else 0
+
+
+def _cuobjdump(binary: bytes, option: str) -> str:
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
         file.flush()
-        listing = subprocess.run(
-            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
-        )
-    text = listing.stdout + listing.stderr
-    registers = [int(number) for number in re.findall(r"REG:(\d+)", text)]
-    local = [int(number) for number in re.findall(r"(?:STACK|LOCAL):(\d+)", text)]
-    if not registers:
-        raise RuntimeError(f"cuobjdump shows no resource usage: {text[:500]}")
-    return max(registers), max(local)
+        run = subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True)
+    return run.stdout + run.stderr
 
 
+@lru_cache
 def _jobs(quick: bool) -> list[_Job]:
     return [
         _job(case, launch, target)
+        for target in reversed(TARGETS)  # the slowest to compile first
         for case in cases(quick)
-        for target in TARGETS
         for launch in launches(case, target)
     ]
 
 
-def _share(quick: bool, share: int, shares: int) -> list[Usage]:
-    """Every `shares`-th job: kernels do not travel between processes, so each lists them itself."""
-    return [_compile(job) for job in _jobs(quick)[share::shares]]
+def _compile_one(quick: bool, number: int) -> Usage:
+    """Kernels do not travel between processes: each lists the jobs itself."""
+    return _compile(_jobs(quick)[number])
 
 
 def measure(quick: bool = False, processes: int | None = None) -> list[Usage]:
     """Compile all cases, in processes of their own, and read what each kernel takes."""
-    shares = processes or os.cpu_count() or 1
-    with ProcessPoolExecutor(shares, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_share, quick, share, shares) for share in range(shares)]
-        usages = [usage for future in futures for usage in future.result()]
-    return sorted(usages, key=lambda usage: (usage.case, usage.kernel, usage.capability))
+    with ProcessPoolExecutor(processes or os.cpu_count(), get_context("spawn")) as pool:
+        usages = pool.map(partial(_compile_one, quick), range(len(_jobs(quick))))
+        return sorted(usages, key=lambda usage: (usage.case, usage.kernel, usage.capability))
 
 
 def table(usages: list[Usage]) -> str:

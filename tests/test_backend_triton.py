@@ -27,8 +27,9 @@ from action_kernels.backends.triton.device import SM_80, SM_90, SM_100, Launch, 
 HERE = Path(__file__).parent
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CONSUMER = Target(capability=86, shared_memory=99 << 10, processors=28)
+CONSUMER_BLACKWELL = Target(capability=120, shared_memory=99 << 10, processors=170)
 OTHER_MAKE = Target(capability=0, shared_memory=64 << 10, processors=64)
-TARGETS = [SM_80, SM_90, SM_100, CONSUMER, OTHER_MAKE]
+TARGETS = [SM_80, SM_90, SM_100, CONSUMER, CONSUMER_BLACKWELL, OTHER_MAKE]
 
 
 @pytest.mark.slow
@@ -207,6 +208,43 @@ def test_float64_is_left_to_the_reference() -> None:
     assert torch.float64 not in pairwise_lse.DTYPES
 
 
+Compiled = tuple[int, str, bool, tuple[int, int, int, int], int]
+
+
+def compiled_configurations() -> set[Compiled]:
+    """Of each `pairwise_lse` launch that `bench.resources` compiles: for what, its tiles and padding."""
+    found = set()
+    for target in resources.TARGETS:
+        for case in resources.cases():
+            for launch in resources.launches(case, target):
+                c, options = launch.constants, launch.options
+                if "FIXED" in c:
+                    tiles = (c["ROWS"], c["KEYS"], options["num_warps"], options["num_stages"])
+                    backward = "OWN_TERM" in c
+                    key = target.capability, c["PRECISION"], backward, tiles, c["DIM_PADDED"]
+                    found.add(key)
+    return found
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this process is the interpreter's own")
+def test_every_configuration_that_the_rules_pick_is_compiled() -> None:
+    """In half precision at every padding, in float32 every tile: where a rule changes, this asks."""
+    compiled = compiled_configurations()
+    tiles_compiled = {key[:4] for key in compiled}
+    for target in resources.TARGETS:
+        for itemsize, precision in ((2, "ieee"), (4, "tf32"), (4, "tf32x3")):
+            for dim in range(1, tuning.largest_dim(itemsize, precision) + 1):
+                for backward in (False, True):
+                    rule = tuning.backward_candidates if backward else tuning.forward_candidates
+                    t = rule(target, dim, itemsize, precision)[0]
+                    tiles = (t.rows, t.keys, t.warps, t.stages)
+                    key = target.capability, precision, backward, tiles
+                    if itemsize == 2:
+                        assert (*key, tuning.padded(dim)) in compiled
+                    else:
+                        assert key in tiles_compiled
+
+
 @pytest.fixture(scope="module")
 def usages() -> list[resources.Usage]:
     if INTERPRETED:
@@ -241,7 +279,7 @@ def test_hot_kernels_use_the_newest_matrix_units(
 
 def test_faults_are_named() -> None:
     usage = resources.Usage(
-        "case", "kernel", 90, "", 255, 8, "no", 300_000, SM_90.shared_memory, 600, "mma"
+        "case", "kernel", 90, "", 255, 8, 0, 300_000, SM_90.shared_memory, 600, "mma"
     )
     spilled, shared, tensor = usage.faults()
     assert "8 bytes spilled" in spilled

@@ -135,14 +135,16 @@ def test_masked_rows_may_hold_nan(device: torch.device, taking_part: str, normal
     compare(device, [rows], scale=10.0, normalized=normalized, mask=mask)
 
 
+@pytest.mark.parametrize("scale", [0.1, 10.0, 200.0])
+@pytest.mark.parametrize("normalized", [True, False], ids=["fixed", "online"])
 @pytest.mark.parametrize("any_key", [True, False])
-def test_masked_keys(device: torch.device, any_key: bool) -> None:
+def test_masked_keys(device: torch.device, any_key: bool, normalized: bool, scale: float) -> None:
     mask = torch.rand(20) < 0.7
     key_mask = torch.rand(45) < 0.5 if any_key else torch.zeros(45, dtype=torch.bool)
     rows = [unit_rows(20, 16, dtype=torch.float32), unit_rows(45, 16, dtype=torch.float32, seed=1)]
     rows[0][~mask] = torch.nan
     rows[1][~key_mask] = torch.nan
-    compare(device, rows, scale=10.0, normalized=True, mask=mask, key_mask=key_mask)
+    compare(device, rows, scale=scale, normalized=normalized, mask=mask, key_mask=key_mask)
 
 
 def test_no_rows_and_no_keys(device: torch.device) -> None:

@@ -30,6 +30,16 @@ class Target:
     shared_memory: int
     processors: int
 
+    @property
+    def warp_group_products(self) -> bool:
+        """wgmma or tcgen05: operands from shared memory. Consumer Blackwell (sm_120) has neither."""
+        return 90 <= self.capability < 120
+
+    @property
+    def tensor_memory(self) -> bool:
+        """tcgen05: products summed in a memory of their own."""
+        return 100 <= self.capability < 120
+
 
 class LaunchShape(Protocol):
     """How a kernel is compiled: its warps, and the stages of its software pipeline."""

@@ -57,10 +57,10 @@ def forward_candidates(target: Target, dim: int, itemsize: int, precision: str) 
     if precision == "tf32x3" and padded(dim) > 128:
         candidates = [Tiles(16, 16, 4, 2)]
     elif itemsize == 4:
-        sides = (64, 32, 16) if target.capability >= 90 else (32, 16)
+        sides = (64, 32, 16) if target.warp_group_products else (32, 16)
         candidates = [Tiles(side, side, 8, stages) for side in sides for stages in (2, 1)]
     else:
-        warps = 4 if target.capability >= 100 else 8  # sm_100: one warp group reads tensor memory
+        warps = 4 if target.tensor_memory else 8  # one warp group reads tensor memory
         candidates = [Tiles(128, 128, warps, 3), Tiles(128, 128, warps, 2)]
         candidates += [
             Tiles(side, side, 4, stages) for side in (64, 32, 16) for stages in (3, 2, 1)
@@ -79,13 +79,15 @@ def backward_candidates(target: Target, dim: int, itemsize: int, precision: str)
         candidates = [Tiles(16, 16, 8, 2)]
     elif itemsize == 4:
         shapes = ((32, 32), (32, 16), (16, 16))
+        if padded(dim) > 256 and not target.warp_group_products:
+            shapes = shapes[1:]  # mma.sync: the key tile lies in shared memory twice
         candidates = [Tiles(rows, keys, 8, stages) for rows, keys in shapes for stages in (2, 1)]
     else:
         # wgmma takes 64 rows by four warps, tcgen05 128 rows at full rate. Of eight warps on 64 rows
         # half repeat the other half's similarities: rows of 512 alone leave no registers for 128.
-        rows = 128 if padded(dim) <= (256 if target.capability >= 90 else 128) else 64
+        rows = 128 if padded(dim) <= (256 if target.warp_group_products else 128) else 64
         largest = 64 if padded(dim) <= 256 else 32
-        depths = (2, 1) if target.capability >= 100 else (3, 2, 1)  # sm_100 spills at a third
+        depths = (2, 1) if target.tensor_memory else (3, 2, 1)  # sm_100 spills at a third
         candidates = [
             Tiles(side, keys, 8, stages)
             for side in (rows, 32)
@@ -103,7 +105,7 @@ def gather_tiles(target: Target, dim: int, itemsize: int, queries_per_run: int) 
     if queries_per_run == 1:
         return Tiles(1, max(4, 4096 // padded(dim)), 4, 1)
     rows = 64 if itemsize == 2 and queries_per_run > 32 and padded(dim) <= 256 else 32
-    warps = 4 if rows == 64 and target.capability >= 90 else 8  # eight would repeat the scores
+    warps = 4 if rows == 64 and target.warp_group_products else 8  # eight would repeat the scores
     candidates = [Tiles(rows, keys, warps, stages) for keys in (32, 16) for stages in (2, 1)]
     candidates += [Tiles(16, 16, 8, 1)]
     return _that_fit(target, dim, itemsize, candidates)[0]
