@@ -37,6 +37,21 @@ def test_dry_run(plan: gpu.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (tmp_path / "gpu.png").stat().st_size > 10_000
 
 
+def test_a_failure_costs_its_own_measurement(
+    plan: gpu.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(rows: torch.Tensor, upstream: torch.Tensor) -> dict[str, float]:
+        if len(rows) == 24:
+            raise RuntimeError("out of memory")
+        return {}
+
+    monkeypatch.setattr(gpu, "check", check)
+    result = gpu.run(plan, tmp_path)
+    assert not result["complete"]
+    assert result["sizes"][0]["timings"][0]["both"] is None
+    assert result["headline"]["timings"][0]["both"] > 0
+
+
 def test_what_is_wrong_is_not_timed(plan: gpu.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "ours", lambda rows: 1.0001 * gpu.eager(rows.float()))
     size = gpu.measure(24, 16, plan, gpu.Clock(plan), with_peers=True)
