@@ -78,7 +78,7 @@ def backward_candidates(target: Target, dim: int, itemsize: int, precision: str)
     if precision == "tf32x3" and padded(dim) > 128:
         candidates = [Tiles(16, 16, 8, 2)]
     elif itemsize == 4:
-        shapes = ((32, 32), (32, 16), (16, 16))
+        shapes: tuple[tuple[int, int], ...] = ((32, 32), (32, 16), (16, 16))
         if padded(dim) > 256 and not target.warp_group_products:
             shapes = shapes[1:]  # mma.sync: the key tile lies in shared memory twice
         candidates = [Tiles(rows, keys, 8, stages) for rows, keys in shapes for stages in (2, 1)]
