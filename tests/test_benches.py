@@ -56,7 +56,7 @@ def test_a_wrong_contender_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None
 def test_what_is_too_large_is_left_out() -> None:
     plan = bench_pairwise.Plan()
     assert "GiB" in bench_pairwise.why_not("eager", 10**6, 128, plan, {})
-    assert "s" in bench_pairwise.why_not("eager", 2048, 128, plan, {"eager": (512, 10.0)})
+    assert "s" in bench_pairwise.why_not("eager", 2048, 128, plan, {"eager": (512, 1.0)})
     assert bench_pairwise.why_not("eager", 2048, 128, plan, {"eager": (512, 0.1)}) == ""
 
 
