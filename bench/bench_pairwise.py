@@ -41,9 +41,6 @@ PICTURE = HERE.parent / "docs" / "images" / "pairwise-cpu.png"
 OURS = "action_kernels"
 UNITS = {"u": torch.float32, "u in bfloat16": torch.bfloat16}
 LARGEST_BYTES = 24 << 30
-LARGEST_SECONDS = (
-    10.0  # of one call: there are five, so nearly a minute; at other d than the main one 2.5
-)
 # Of lse and gradient. bfloat16 is compared with float64 on the same rounded rows: its weights round by 2⁻⁹.
 LARGEST_ERROR = {torch.float32: (2e-6, 5e-5), torch.bfloat16: (1e-4, 1e-2)}
 
@@ -58,11 +55,14 @@ class Plan:
     main_d: int = 128
     memory: bool = True
     seconds_a_size: float = 4.0
+    largest_seconds: float = 10.0  # of one call, of at least five; a quarter of it at other d
     losses: tuple[int, ...] = (2048, 8192)
     queue: tuple[int, int] = (1024, 12288)
 
 
-QUICK = Plan(sizes=(512, 2048), dims=(128, 64), seconds_a_size=1.0, losses=(2048,))
+QUICK = Plan(
+    sizes=(512, 2048), dims=(128, 64), seconds_a_size=1.0, largest_seconds=2.0, losses=(2048,)
+)
 
 Times = dict[str, dict[str, float]]
 
@@ -161,7 +161,7 @@ def why_not(name: str, n: int, d: int, plan: Plan, before: dict[str, tuple[int, 
         return f"needs about {needed / 2**30:.0f} GiB"
     if name in before:
         smaller, seconds = before[name]
-        limit = LARGEST_SECONDS if d == plan.main_d else LARGEST_SECONDS / 4
+        limit = plan.largest_seconds if d == plan.main_d else plan.largest_seconds / 4
         if (predicted := seconds * (n / smaller) ** 2) > limit:
             return f"would take about {predicted:.0f} s a call"
     return ""
