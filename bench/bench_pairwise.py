@@ -47,7 +47,7 @@ LARGEST_ERROR = {torch.float32: (2e-6, 5e-5), torch.bfloat16: (1e-4, 1e-2)}
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, and how long. Compiling takes 10 to 20 s a size: peers that compile at `main_d`."""
+    """What is measured, and how long. Peers that compile for each d: at `main_d` only."""
 
     sizes: tuple[int, ...] = (512, 2048, 8192, 16384)
     dims: tuple[int, ...] = (128, 64, 256, 496)
@@ -153,7 +153,7 @@ def why_not(name: str, n: int, d: int, plan: Plan, before: dict[str, tuple[int, 
     if reason := peers.missing(name):
         return reason
     if name in peers.COMPILED_A_SIZE and d != plan.main_d:
-        return f"compiling takes 10 to 20 s a size: measured at d = {plan.main_d}"
+        return f"needs a compilation of its own: measured at d = {plan.main_d}"
     needed = peers.BYTES_A_PAIR.get(name, 0) * n * n
     if needed > min(LARGEST_BYTES, machine.available_bytes()):
         return f"needs about {needed / 2**30:.0f} GiB"
