@@ -1,0 +1,72 @@
+"""The benchmarks' own code, on sizes too small to measure anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+# as one group: the benchmarks' folder is on the path of tests only
+bench_pairwise = pytest.importorskip("bench_pairwise")
+peers = pytest.importorskip("peers")
+
+TINY = bench_pairwise.Plan(
+    sizes=(48,),
+    dims=(128,),
+    contenders=("action_kernels", "eager"),
+    seconds_a_size=0.0,
+    losses=(64,),
+    queue=(32, 64),
+)
+
+
+def test_the_report_holds_what_is_promised(tmp_path: Path) -> None:
+    output, picture = tmp_path / "pairwise.json", tmp_path / "pairwise.png"
+    bench_pairwise.save(bench_pairwise.run(TINY), output, picture)
+    report = json.loads(output.read_text())
+    machine = report["machine"]
+    assert machine["processor"]
+    assert machine["instruction_set"]
+    assert (machine["fma_peak_gflops"] or 0) > 0 or machine["fma_peak_left_out"]
+    assert [(size["n"], size["d"]) for size in report["sizes"]] == [(48, 128)]
+    for size in report["sizes"]:
+        assert size["unit_ms"].keys() == bench_pairwise.UNITS.keys()
+        for entry in size["contenders"].values():
+            parts = [entry[f"{part}_ms"] for part in ("forward", "backward", "both")]
+            assert all(0 < p["fastest"] <= p["median"] <= p["slowest"] for p in parts)
+            assert entry["ratio_to_u"] > 0
+            assert entry["times_ours"] > 0
+            assert entry["peak_mib"] >= 0
+    assert report["losses"][0]["losses"]["saacl_loss"]["ratio_to_kernel"] > 0
+    assert report["queue"]["ratio_to_u"] > 0
+    assert picture.stat().st_size > 10_000
+
+
+def test_a_wrong_contender_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(peers.CONTENDERS, "eager", lambda x, scale: 1.001 * peers.eager(x, scale))
+    size = bench_pairwise.measure_size(
+        48, 16, bench_pairwise.Plan(contenders=("action_kernels", "eager"), memory=False), {}, None
+    )
+    assert "wrong" in size["contenders"]["eager"]["left_out"]
+    assert "both_ms" not in size["contenders"]["eager"]
+
+
+def test_what_is_too_large_is_left_out() -> None:
+    plan = bench_pairwise.Plan()
+    assert "GiB" in bench_pairwise.why_not("eager", 10**6, 128, plan, {})
+    assert "s" in bench_pairwise.why_not("eager", 2048, 128, plan, {"eager": (512, 1.0)})
+    assert bench_pairwise.why_not("eager", 2048, 128, plan, {"eager": (512, 0.1)}) == ""
+
+
+@pytest.mark.parametrize("n", [50, 2100])  # one block, and blocks with a ragged end
+def test_smart_peer(n: int) -> None:
+    results = []
+    for contender in (peers.smart_uncompiled, peers.eager):
+        features, grad = peers.inputs("", n, 8)
+        lse = contender(features, peers.SCALE)
+        lse.backward(grad)
+        results.append((lse.detach(), features.grad))
+    for mine, expected in zip(*results, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
