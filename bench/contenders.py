@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import describe
 from peak_memory import peak_memory
 
 RESULTS = Path(__file__).parent / "results"
@@ -66,9 +66,7 @@ def _report(title: str, results: dict[str, dict[str, float]]) -> None:
     RESULTS.mkdir(exist_ok=True)
     content = {
         "title": title,
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "machine": describe(),
         "results": results,
     }
     (RESULTS / f"{title}-cpu.json").write_text(json.dumps(content, indent=1) + "\n")
