@@ -25,7 +25,7 @@ SHAPES = [
 ]
 
 
-@pytest.fixture(params=["avx512", "avx2", "portable"])
+@pytest.fixture(params=["avx512bf16", "avx512", "avx2", "portable"])
 def instruction_set(request):
     if request.param not in cpu.supported_instruction_sets():
         pytest.skip(f"this processor has no {request.param}")

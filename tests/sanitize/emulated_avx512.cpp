@@ -71,6 +71,7 @@ const KernelTable emulated_avx512bf16_kernels = {
     "emulated-avx512bf16",     lse_workspace<EmulatedBf16>, lse_kept<EmulatedBf16>,
     lse_forward<EmulatedBf16>,
     lse_backward<EmulatedBf16>, prepare_forward<EmulatedAvx512>, prepare_backward<EmulatedAvx512>,
+    sample_workspace,     sample_pixels<EmulatedAvx512>,
 };
 
 const KernelTable emulated_avx512_kernels = {
