@@ -125,7 +125,8 @@ def _cheapest_permutation(cost: Tensor) -> Tensor:
     num_classes = cost.shape[0]
     permutations = _permutations(num_classes, cost.device)
     classes = torch.arange(num_classes, device=cost.device)
-    return permutations[cost[classes, permutations].sum(1).argmin()]
+    best = cost[classes, permutations].sum(1).argmin(0, keepdim=True)
+    return permutations.index_select(0, best)[0]  # permutations[best] would wait for the device
 
 
 @functools.lru_cache(maxsize=16)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight, conv3d_weight
 
 from action_kernels.ops import checks, sampled_features
+from action_kernels.pixels import without_autocast
 
 _CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 _INTERPOLATION = {2: "bilinear", 3: "trilinear"}
@@ -115,7 +116,7 @@ class SampledHead(nn.Module):
         checks.check_mask("mask", mask, shape)
         checks.check_same_device(pyramid=pyramid[0], labels=labels, mask=mask)
         dtype = self.projection.weight.dtype
-        with torch.autocast(labels.device.type, enabled=False):
+        with without_autocast(labels.device.type):
             members = _class_masks(labels, num_classes, mask)
             counts = members.flatten(2).sum((0, 2), dtype=torch.int64)
             members = members.to(dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,6 +21,13 @@ ONE_HOT_CLASSES = 64  # up to here class sums are one GEMM with a one-hot matrix
 LossT = TypeVar("LossT", bound=Callable[..., Tensor])
 
 
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Autocast off where it is on; some devices (meta) have none to ask about."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
 def outside_autocast(loss: LossT) -> LossT:
     """Run `loss` with autocast off: sums of a loss are float32, the products keep the inputs' dtype."""
 
@@ -27,9 +35,7 @@ def outside_autocast(loss: LossT) -> LossT:
     def wrapper(*args: object, **kwargs: object) -> Tensor:
         given = (*args, *kwargs.values())
         device = next((value.device.type for value in given if isinstance(value, Tensor)), "cpu")
-        if not torch.is_autocast_enabled(device):
-            return loss(*args, **kwargs)
-        with torch.autocast(device, enabled=False):
+        with without_autocast(device):
             return loss(*args, **kwargs)
 
     return wrapper  # type: ignore[return-value]

@@ -2,8 +2,9 @@
 
     python bench/bench_trainer_step.py --output bench/results/trainer_step.json
 
-Each variant runs in a process of its own (peak resident memory includes the interpreter and PyTorch, the same for
-all). The median of `--repeats` steps after one warm-up step is reported.
+Each variant lives in a process of its own (peak resident memory includes the interpreter and PyTorch, the same for
+all); the steps are taken in turns, so that a noisy moment hits all. The fastest and the median of `--repeats` steps
+after one warm-up step are reported; on a busy machine the fastest says more.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
-import platform
 import resource
 import statistics
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
+from machine import describe
 
 from action_kernels.trainer.configuration import preset
 from action_kernels.trainer.step import new_state, training_step
@@ -31,48 +32,66 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def measure(fields: dict[str, Any], size: int, repeats: int, results: Any) -> None:
-    """Put the step's seconds (one entry a repeat) and the process's peak memory in bytes on `results`."""
+def take_steps(fields: dict[str, Any], size: int, messages: Connection) -> None:
+    """Answer every message but None with the seconds of a step, by the clock and of CPU; None with the peak memory."""
     config = preset("acdc-10", patch_size=size, device="cpu", **fields)
     state = new_state(config, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     batch = config.labelled_batch + config.unlabelled_batch
     images = torch.randn(batch, 1, size, size, generator=generator)
     labels = torch.randint(0, 4, (batch, size, size), generator=generator)
-    training_step(state, images, labels)
-    seconds, cpu_seconds = [], []
-    for _ in range(repeats):
+    while messages.recv() is not None:
         start, cpu_start = time.perf_counter(), time.process_time()
         training_step(state, images, labels)
-        seconds.append(time.perf_counter() - start)
-        cpu_seconds.append(time.process_time() - cpu_start)
-    results.put(
-        {
+        messages.send((time.perf_counter() - start, time.process_time() - cpu_start))
+    messages.send(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+class Variant:
+    """A variant of the step in a fresh process."""
+
+    def __init__(self, fields: dict[str, Any], size: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, other = context.Pipe()
+        self._process = context.Process(target=take_steps, args=(fields, size, other), daemon=True)
+        self._process.start()
+        other.close()  # so that the end of the process is seen as an end of its messages
+        self.seconds: list[tuple[float, float]] = []
+
+    def ask(self, message: str | None) -> Any:
+        """Its answer. Raises EOFError when the process has failed, for want of memory for example."""
+        self._connection.send(message)
+        return self._connection.recv()
+
+    def finish(self) -> dict[str, Any]:
+        """Times and peak memory; ends the process."""
+        peak = self.ask(None)
+        self._process.join()
+        seconds, cpu_seconds = zip(*self.seconds, strict=True)
+        return {
             "seconds": seconds,
-            "cpu_seconds": cpu_seconds,  # of all threads: says more than the clock on a busy machine
-            "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            "cpu_seconds": cpu_seconds,  # of all threads, their waiting for each other included
+            "fastest_seconds": min(seconds),
+            "median_seconds": statistics.median(seconds),
+            "peak_bytes": peak,
         }
-    )
 
 
-def measure_apart(fields: dict[str, Any], size: int, repeats: int) -> dict[str, Any]:
-    """`measure` in a fresh process.
+def measure(names: list[str], size: int, repeats: int) -> dict[str, dict[str, Any]]:
+    variants = {name: Variant(VARIANTS[name], size) for name in names}
+    for variant in variants.values():
+        variant.ask("warm up")
+    for _ in range(repeats):
+        for variant in variants.values():
+            variant.seconds.append(variant.ask("step"))
+    return {name: variant.finish() for name, variant in variants.items()}
 
-    Raises:
-        RuntimeError: when the process fails, for want of memory for example.
-    """
-    context = multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    process = context.Process(target=measure, args=(fields, size, repeats, results))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise RuntimeError(f"measuring {fields} ended with exit status {process.exitcode}")
-    found = results.get()
-    medians = {
-        f"median_{kind}": statistics.median(found[kind]) for kind in ("seconds", "cpu_seconds")
-    }
-    return {**found, **medians}
+
+def ratios(steps: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Of each variant's times and peak memory to those of the first."""
+    first = next(iter(steps.values()))
+    keys = ("fastest_seconds", "median_seconds", "peak_bytes")
+    return {name: {key: found[key] / first[key] for key in keys} for name, found in steps.items()}
 
 
 def main() -> None:
@@ -80,28 +99,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", type=int, default=256, help="pixels a side (default: 256)")
-    parser.add_argument("--repeats", type=int, default=3, help="timed steps (default: 3)")
+    parser.add_argument("--repeats", type=int, default=5, help="timed steps (default: 5)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--output", type=Path, help="JSON file to write")
     options = parser.parse_args()
-    steps = {}
-    for name in options.variants:
-        steps[name] = measure_apart(VARIANTS[name], options.size, options.repeats)
-        found = steps[name]
+    steps = measure(options.variants, options.size, options.repeats)
+    found_ratios = ratios(steps)
+    for name, found in steps.items():
+        ratio = found_ratios[name]
         print(
-            f"{name:26}{found['median_seconds']:9.2f} s {found['median_cpu_seconds']:9.2f} s of CPU "
-            f"{found['peak_bytes'] / 2**20:9.0f} MiB",
-            flush=True,
+            f"{name:26}{found['fastest_seconds']:9.2f} s (median {found['median_seconds']:.2f} s)"
+            f"{ratio['fastest_seconds']:7.2f} ×{found['peak_bytes'] / 2**20:9.0f} MiB"
+            f"{ratio['peak_bytes']:7.2f} ×",
         )
     report = {
         "batch": "4 labelled + 4 unlabelled",
         "size": options.size,
-        "threads": torch.get_num_threads(),
-        "cpus": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "platform": platform.platform(),
-        "torch": torch.__version__,
+        "machine": describe(),
         "steps": steps,
+        "ratios": found_ratios,
     }
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import platform
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+# For the processes that measure memory: they import the benchmarks as bench.…. At the end, so that an
+# installed package is found first.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

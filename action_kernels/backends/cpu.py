@@ -29,6 +29,7 @@ from action_kernels.ops.registry import register
 LIBRARY = "libaction_kernels_cpu.so"
 ABI_VERSION = 2
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+LABEL_DTYPES = {torch.int64: 0, torch.int32: 1, torch.int16: 2, torch.int8: 3, torch.uint8: 4}
 
 FORWARD, GRAD_ANCHORS, GRAD_KEYS = 0, 1, 2
 KEPT_WORKSPACE = 8 << 20  # bytes; a larger workspace is given back after each call
@@ -58,8 +59,28 @@ class _Map(ctypes.Structure):
     ]
 
 
+class _Sampling(ctypes.Structure):
+    """`ak_sampling`: what to draw, and from what."""
+
+    _fields_ = [
+        ("scores", ctypes.c_void_p),
+        ("labels", ctypes.c_void_p),
+        ("mask", ctypes.c_void_p),
+        ("batch", ctypes.c_int64),
+        ("pixels", ctypes.c_int64),
+        ("classes", ctypes.c_int64),
+        ("samples", ctypes.c_int64),
+        ("seed", ctypes.c_uint64),
+        ("threshold", ctypes.c_double),
+        ("scores_dtype", ctypes.c_int32),
+        ("labels_dtype", ctypes.c_int32),
+        ("from_logits", ctypes.c_int32),
+    ]
+
+
 _int, _long, _double, _pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 _text, _rows, _map = ctypes.c_char_p, ctypes.POINTER(_Rows), ctypes.POINTER(_Map)
+_sampling = ctypes.POINTER(_Sampling)
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ak_status_message": (_text, [_int]),
     "ak_cpu_isa": (_text, []),
@@ -100,6 +121,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         _int,
         [_map, _pointer, _int, _pointer, _int, _pointer, _int],
     ),
+    "ak_cpu_sample_pixels_workspace": (_long, [_sampling]),
+    "ak_cpu_sample_pixels": (_int, [_sampling, _pointer, _pointer, _int, _pointer, _long]),
 }
 
 
@@ -345,3 +368,46 @@ def prepare_rows_backward(
     )  # fmt: skip
     _check(status, "prepare_rows backward")
     return gradient
+
+
+@register("sample_pixels", backend="cpu", dtypes=frozenset([*DTYPES, *LABEL_DTYPES]))
+def sample_pixels(
+    scores: Tensor | None,
+    labels: Tensor,
+    mask: Tensor | None,
+    seed: Tensor,
+    num_samples: int,
+    num_classes: int,
+    threshold: float,
+    from_logits: bool,
+) -> tuple[Tensor, Tensor]:
+    labels = labels.contiguous()
+    scores = None if scores is None else scores.contiguous()
+    mask = None if mask is None else mask.contiguous()
+    sampling = ctypes.byref(
+        _Sampling(
+            scores=None if scores is None else scores.data_ptr(),
+            labels=labels.data_ptr(),
+            mask=None if mask is None else mask.data_ptr(),
+            batch=labels.shape[0],
+            pixels=labels.shape[1:].numel(),
+            classes=num_classes,
+            samples=num_samples,
+            seed=int(seed) % 2**64,
+            threshold=threshold,
+            scores_dtype=0 if scores is None else DTYPES[scores.dtype],
+            labels_dtype=LABEL_DTYPES[labels.dtype],
+            from_logits=from_logits,
+        )
+    )
+    index = torch.empty((num_classes, num_samples), dtype=torch.int64)
+    counts = torch.empty(num_classes, dtype=torch.int64)
+    size = _kernels().ak_cpu_sample_pixels_workspace(sampling)
+    _check(-min(size, 0), "sample_pixels")
+    workspace = _workspace(size)
+    status = _kernels().ak_cpu_sample_pixels(
+        sampling, index.data_ptr(), counts.data_ptr(), torch.get_num_threads(),
+        workspace.data_ptr(), size,
+    )  # fmt: skip
+    _check(status, "sample_pixels")
+    return index, counts

@@ -155,6 +155,21 @@ int start_prepare_call(const ak_map* map, int rows_dtype, int normalize, int thr
   return AK_OK;
 }
 
+int start_sample_call(const ak_sampling* sampling, SampleCall* call) {
+  if (!sampling) return AK_MISSING_POINTER;
+  const ak_sampling& s = *sampling;
+  const int64_t most_pixels = INT32_MAX, most_draws = int64_t{1} << 32;
+  if (s.batch < 0 || s.pixels < 0 || s.classes < 1 || s.samples < 0) return AK_BAD_SHAPE;
+  if (s.pixels > 0 && s.batch > most_pixels / s.pixels) return AK_BAD_SHAPE;
+  if (s.classes > most_pixels || s.samples > most_draws / s.classes) return AK_BAD_SHAPE;
+  if (s.scores && !is_dtype(s.scores_dtype)) return AK_BAD_DTYPE;
+  if (s.labels_dtype < AK_INT64 || s.labels_dtype > AK_UINT8) return AK_BAD_DTYPE;
+  if (s.batch * s.pixels > 0 && !s.labels) return AK_MISSING_POINTER;
+  *call = SampleCall{};
+  call->sampling = s;
+  return AK_OK;
+}
+
 // Runs a kernel; the threads' runtime may throw where the system refuses it memory or threads.
 template <class Call>
 int run(void (*kernel)(const Call&), const Call& call) {
@@ -177,7 +192,7 @@ const char* ak_status_message(int status) {
   switch (status) {
     case AK_OK: return "success";
     case AK_BAD_SHAPE: return "a count is negative, dim is below 1, or rows overlap";
-    case AK_BAD_DTYPE: return "the dtype is not float32, bfloat16 or float16";
+    case AK_BAD_DTYPE: return "the dtype is not float32, bfloat16 or float16, or that of labels no integer";
     case AK_BAD_SCALE: return "scale must be finite and > 0";
     case AK_MISSING_POINTER: return "a required pointer is NULL";
     case AK_SMALL_WORKSPACE: return "the workspace is smaller than asked for";
@@ -289,4 +304,24 @@ int ak_cpu_prepare_rows_backward(const ak_map* map, const void* grad_rows, int r
   call.saved_factors = factors;
   call.grad_map = grad_map;
   return run(kernels().prepare_backward, call);
+}
+
+int64_t ak_cpu_sample_pixels_workspace(const ak_sampling* sampling) {
+  SampleCall call;
+  if (int status = start_sample_call(sampling, &call)) return -status;
+  return kernels().sample_workspace(call);
+}
+
+int ak_cpu_sample_pixels(const ak_sampling* sampling, int64_t* index, int64_t* counts, int threads, void* workspace,
+                         int64_t workspace_bytes) {
+  SampleCall call;
+  if (int status = start_sample_call(sampling, &call)) return status;
+  const KernelTable& table = kernels();  // once: another thread may choose another one
+  if (!counts || !workspace || (sampling->samples > 0 && !index)) return AK_MISSING_POINTER;
+  if (table.sample_workspace(call) > workspace_bytes) return AK_SMALL_WORKSPACE;
+  call.threads = usable_threads(threads);
+  call.index = index;
+  call.counts = counts;
+  call.workspace = workspace;
+  return run(table.sample_pixels, call);
 }

@@ -38,6 +38,14 @@ struct PrepareCall {
   void* grad_map;
 };
 
+struct SampleCall {
+  ak_sampling sampling;
+  int threads;
+  int64_t* index;
+  int64_t* counts;
+  void* workspace;
+};
+
 struct KernelTable {
   const char* name;
   int64_t (*lse_workspace)(const LseCall&);
@@ -46,6 +54,8 @@ struct KernelTable {
   void (*lse_backward)(const LseCall&);
   void (*prepare_forward)(const PrepareCall&);
   void (*prepare_backward)(const PrepareCall&);
+  int64_t (*sample_workspace)(const SampleCall&);
+  void (*sample_pixels)(const SampleCall&);
 };
 
 extern const KernelTable portable_kernels;

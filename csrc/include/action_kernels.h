@@ -26,10 +26,12 @@ AK_API int ak_abi_version(void);
 
 enum ak_dtype { AK_FLOAT32 = 0, AK_BFLOAT16 = 1, AK_FLOAT16 = 2 };
 
+enum ak_label_dtype { AK_INT64 = 0, AK_INT32 = 1, AK_INT16 = 2, AK_INT8 = 3, AK_UINT8 = 4 };
+
 enum ak_status {
   AK_OK = 0,
   AK_BAD_SHAPE = 1,       /* a negative count, dim < 1, or a row stride < dim */
-  AK_BAD_DTYPE = 2,       /* not one of ak_dtype */
+  AK_BAD_DTYPE = 2,       /* not one of ak_dtype, or of ak_label_dtype for labels */
   AK_BAD_SCALE = 3,       /* not finite, or not > 0 */
   AK_MISSING_POINTER = 4, /* a required pointer is NULL */
   AK_SMALL_WORKSPACE = 5, /* fewer bytes than the workspace query asks for */
@@ -133,6 +135,36 @@ AK_API int ak_cpu_prepare_rows_forward(const ak_map* map, const uint8_t* mask, i
 AK_API int ak_cpu_prepare_rows_backward(const ak_map* map, const void* grad_rows, int rows_dtype,
                                         const float* factors, int normalize, void* grad_map,
                                         int threads);
+
+/* ---------------------------------------------------------------- CPU: sample_pixels */
+
+/* What to draw, and from what; arrays are contiguous. A pixel is a candidate of the class that is its
+ * label if 0 <= label < classes, the mask does not leave it out, and, with scores, its probability of
+ * that class is < threshold (as float32). */
+typedef struct ak_sampling {
+  const void* scores;  /* (batch, classes, pixels); NULL: whatever the probability */
+  const void* labels;  /* (batch, pixels) */
+  const uint8_t* mask; /* (batch, pixels), 0 leaves a pixel out; NULL: none is */
+  int64_t batch;
+  int64_t pixels; /* of one image; batch * pixels < 2^31 */
+  int64_t classes;
+  int64_t samples; /* of every class; classes * samples <= 2^32 */
+  uint64_t seed;
+  double threshold;
+  int32_t scores_dtype; /* ak_dtype */
+  int32_t labels_dtype; /* ak_label_dtype */
+  int32_t from_logits;  /* 0: scores are probabilities */
+} ak_sampling;
+
+/* Bytes of workspace for sample_pixels. Negative: −ak_status. It depends on the shapes alone. */
+AK_API int64_t ak_cpu_sample_pixels_workspace(const ak_sampling* sampling);
+
+/* counts[c] = candidates of class c; index[c, q] = flat pixel, in (batch, pixels) order, of draw q: the
+ * candidate of rank floor(u * counts[c] / 2^32), u the first word of Philox 4x32-10 with key `seed` and
+ * counter (c * samples + q, 0, 0, 0); −1 where counts[c] == 0. Writes all of index (classes, samples) and
+ * counts (classes). The result does not depend on the thread count. */
+AK_API int ak_cpu_sample_pixels(const ak_sampling* sampling, int64_t* index, int64_t* counts, int threads,
+                                void* workspace, int64_t workspace_bytes);
 
 #ifdef __cplusplus
 }

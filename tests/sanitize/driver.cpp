@@ -166,6 +166,56 @@ void check_prepare(int64_t batch, int64_t dim, int64_t pixels, int threads, std:
   expect_close("gradient of rows", where, gradient, expected_gradient, 1e-5);
 }
 
+// Random labels and logits: the draws of a class are candidates of it, and so many as a loop counts.
+void check_sampling(int64_t batch, int64_t pixels, int64_t classes, int64_t samples, bool hard, int threads,
+                    std::mt19937& random, const std::string& where) {
+  const int64_t total = batch * pixels;
+  std::vector<int16_t> labels(total);
+  std::vector<uint8_t> mask(total);
+  std::vector<float> logits(total * classes);
+  std::normal_distribution<float> normal;
+  for (float& logit : logits) logit = normal(random);
+  for (int64_t p = 0; p < total; ++p) {
+    labels[p] = static_cast<int16_t>(random() % (classes + 2)) - 1;
+    mask[p] = random() % 3 != 0;
+  }
+  std::vector<int64_t> expected(classes), counts(classes, -7), index(classes * samples, -7);
+  std::vector<int64_t> class_of(total, -1);
+  for (int64_t p = 0; p < total; ++p) {
+    if (labels[p] < 0 || labels[p] >= classes || !mask[p]) continue;
+    const auto logit = [&](int64_t c) { return double{logits[(p / pixels * classes + c) * pixels + p % pixels]}; };
+    double sum = 0;
+    for (int64_t c = 0; c < classes; ++c) sum += std::exp(logit(c) - logit(labels[p]));
+    if (hard && 1 / sum >= 0.5) continue;
+    class_of[p] = labels[p];
+    ++expected[labels[p]];
+  }
+  ak_sampling sampling = {};
+  sampling.scores = hard ? logits.data() : nullptr;
+  sampling.labels = labels.data();
+  sampling.mask = mask.data();
+  sampling.batch = batch;
+  sampling.pixels = pixels;
+  sampling.classes = classes;
+  sampling.samples = samples;
+  sampling.seed = 0x123456789abcdefull;
+  sampling.threshold = 0.5;
+  sampling.scores_dtype = AK_FLOAT32;
+  sampling.labels_dtype = AK_INT16;
+  sampling.from_logits = 1;
+  std::vector<char> workspace(ak_cpu_sample_pixels_workspace(&sampling), -1);
+  expect_ok(ak_cpu_sample_pixels(&sampling, index.data(), counts.data(), threads, workspace.data(), workspace.size()),
+            where);
+  bool right = counts == expected;
+  for (int64_t d = 0; d < classes * samples; ++d) {
+    const int64_t c = d / samples;
+    right = right && (expected[c] ? index[d] >= 0 && index[d] < total && class_of[index[d]] == c : index[d] == -1);
+  }
+  if (right) return;
+  std::printf("FAILED sampling of %s\n", where.c_str());
+  ++failures;
+}
+
 void check_all(const std::string& isa) {
   std::mt19937 random(1);
   const bool bfloat16 = isa.find("bf16") != std::string::npos;
@@ -194,6 +244,13 @@ void check_all(const std::string& isa) {
     check_prepare(67, 5, 1, threads, random, isa + " matrix");
     check_prepare(2, 33, 130, threads, random, isa + " map");
   }
+  const int64_t scenes[][4] = {{2, 0, 3, 5}, {3, 1, 2, 4}, {1, 64, 1, 70}, {3, 63, 5, 300}, {2, 4999, 7, 20}};
+  for (const auto& [batch, pixels, classes, samples] : scenes)
+    for (bool hard : {false, true})
+      for (int threads : {1, 3})
+        check_sampling(batch, pixels, classes, samples, hard, threads, random,
+                       isa + " pixels " + std::to_string(pixels) + " threads " + std::to_string(threads) +
+                           (hard ? " hard" : ""));
   // Two callers at once, each with threads of its own.
   Matrix anchors = random_rows(260, 40, true, random);
   if (bfloat16) anchors = in_bfloat16(anchors);

@@ -2,6 +2,7 @@
 // its products of bfloat16, so that a processor without them can test both. For tests only: slow.
 #include "pairwise_lse.h"
 #include "prepare_rows.h"
+#include "sample_pixels.h"
 #include "vector_avx2.h"
 
 namespace {
@@ -70,12 +71,14 @@ const KernelTable emulated_avx512bf16_kernels = {
     "emulated-avx512bf16",     lse_workspace<EmulatedBf16>, lse_kept<EmulatedBf16>,
     lse_forward<EmulatedBf16>,
     lse_backward<EmulatedBf16>, prepare_forward<EmulatedAvx512>, prepare_backward<EmulatedAvx512>,
+    sample_workspace,     sample_pixels<EmulatedAvx512>,
 };
 
 const KernelTable emulated_avx512_kernels = {
     "emulated-avx512",           lse_workspace<EmulatedAvx512>, lse_kept<EmulatedAvx512>,
     lse_forward<EmulatedAvx512>,
     lse_backward<EmulatedAvx512>, prepare_forward<EmulatedAvx512>, prepare_backward<EmulatedAvx512>,
+    sample_workspace,     sample_pixels<EmulatedAvx512>,
 };
 
 }  // namespace action_kernels
