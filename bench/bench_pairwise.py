@@ -55,7 +55,7 @@ class Plan:
     main_d: int = 128
     memory: bool = True
     seconds_a_size: float = 4.0
-    largest_seconds: float = 10.0  # of one call, of at least five; a quarter of it at other d
+    largest_seconds: float = 6.0  # of one call, of at least five; a quarter of it at other d
     losses: tuple[int, ...] = (2048, 8192)
     queue: tuple[int, int] = (1024, 12288)
 

@@ -47,13 +47,18 @@ def compare(
             "median_ms": 1e3 * statistics.median(seconds[name]),
             "fastest_ms": 1e3 * min(seconds[name]),
             "slowest_ms": 1e3 * max(seconds[name]),
-            "peak_memory_mib": peak_memory(_prepare_warm, prepare, name) / 2**20,
+            "peak_memory_mib": peak_memory_when_warm(prepare, name) / 2**20,
         }
         for name in names
     }
     _report(title, results)
     benchmark.extra_info.update(results)
     return results
+
+
+def peak_memory_when_warm(prepare: Callable[[str], Callable[[], Any]], name: str) -> int:
+    """`peak_memory` of `prepare(name)()` without what PyTorch loads once."""
+    return peak_memory(_prepare_warm, prepare, name)
 
 
 def _prepare_warm(prepare: Callable[[str], Callable[[], Any]], name: str) -> Callable[[], Any]:

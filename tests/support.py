@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+
+# Where a new Python process starts, so that it imports the installed package and not the checkout it is in.
+ELSEWHERE = sys.prefix
 
 
 def load_vectors(path: Path) -> dict[str, torch.Tensor]:

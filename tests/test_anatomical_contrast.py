@@ -1,6 +1,6 @@
-"""`anatomical_contrast_loss`: odd batches, precision, memory and errors.
+"""`anatomical_contrast_loss`: odd batches, precision and errors.
 
-Its formula and the published vectors are in test_published_vectors.py.
+Its formula and the published vectors are in test_published_vectors.py, its memory in test_benches.py.
 """
 
 from __future__ import annotations

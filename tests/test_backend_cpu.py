@@ -14,7 +14,7 @@ import threading
 
 import pytest
 import torch
-from support import relative_error, unit_rows
+from support import ELSEWHERE, relative_error, unit_rows
 
 import action_kernels
 from action_kernels import pairwise_lse
@@ -351,7 +351,7 @@ def in_a_new_process(script: str, **environment: str) -> str:
     preamble = "import torch, action_kernels\nfrom action_kernels import pairwise_lse\nfrom action_kernels.backends import cpu\n"
     result = subprocess.run(
         [sys.executable, "-c", preamble + script],
-        capture_output=True, text=True, timeout=120, env=os.environ | environment,
+        capture_output=True, text=True, timeout=120, env=os.environ | environment, cwd=ELSEWHERE,
     )  # fmt: skip
     return result.stdout.strip() + result.stderr.strip()
 
@@ -546,7 +546,7 @@ def test_a_renamed_openmp_runtime_is_shared_too(tmp_path):
         "print(library.ak_cpu_openmp_library().decode())"
     )
     result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ELSEWHERE
     )
     assert result.stdout.strip() == str(renamed)
 

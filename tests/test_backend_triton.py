@@ -20,6 +20,7 @@ import action_kernels
 pytest.importorskip("triton", reason="Triton is not installed")
 
 import resources
+from support import ELSEWHERE
 
 from action_kernels.backends.triton import device, pairwise_lse, tuning
 from action_kernels.backends.triton.device import SM_80, SM_90, SM_100, Launch, Target
@@ -60,7 +61,7 @@ import triton
 type(triton.runtime.driver).active = property(refuse)
 import action_kernels.backends.triton
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ELSEWHERE)
 
 
 @pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="here Triton can be used")

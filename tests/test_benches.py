@@ -11,6 +11,8 @@ import torch
 # as one group: the benchmarks' folder is on the path of tests only
 bench_pairwise = pytest.importorskip("bench_pairwise")
 peers = pytest.importorskip("peers")
+anco = pytest.importorskip("bench_anatomical_contrast")
+contenders = pytest.importorskip("contenders")
 
 TINY = bench_pairwise.Plan(
     sizes=(48,),
@@ -70,3 +72,11 @@ def test_smart_peer(n: int) -> None:
         results.append((lse.detach(), features.grad))
     for mine, expected in zip(*results, strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_anatomical_contrast_gathers_no_negatives() -> None:
+    """Without the (queries × negatives × d) tensor, 256 MiB here, which the plain version holds."""
+    gathered = anco.CLASSES * anco.QUERIES * anco.NEGATIVES * anco.DIM * 4
+    for name in ("shared negatives", "negatives of its own"):
+        assert contenders.peak_memory_when_warm(anco.prepare, name) < 0.7 * gathered
+    assert contenders.peak_memory_when_warm(anco.prepare, "of its own, materialized") > gathered

@@ -8,6 +8,7 @@ import textwrap
 
 import pytest
 import torch
+from support import ELSEWHERE
 
 import action_kernels
 from action_kernels.ops import registry
@@ -19,6 +20,7 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         capture_output=True, text=True, check=False, env={**os.environ, **environment},
+        cwd=ELSEWHERE,
     )  # fmt: skip
 
 
@@ -107,7 +109,7 @@ def test_importing_is_quick():
 def test_the_doctor_tells_the_backend_of_each_op():
     result = subprocess.run(
         [sys.executable, "-m", "action_kernels", "doctor"],
-        capture_output=True, text=True, check=True,
+        capture_output=True, text=True, check=True, cwd=ELSEWHERE,
     )  # fmt: skip
     for expected in (action_kernels.__version__, torch.__version__, "pairwise_lse_forward", "cpu"):
         assert expected in result.stdout
