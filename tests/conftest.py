@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 import action_kernels
+from action_kernels.backends import cpu
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +37,24 @@ def automatic_backend_afterwards() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     action_kernels.use_backend("auto")
+
+
+@pytest.fixture(params=["auto", "avx512bf16", "avx512", "avx2", "portable"])
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set of the CPU kernels that this processor has, in turn."""
+    if request.param != "auto" and request.param not in cpu.supported_instruction_sets():
+        pytest.skip(f"this processor has no {request.param}")
+    cpu.use_instruction_set(request.param)
+    yield request.param
+    cpu.use_instruction_set("auto")
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of threads; the old one is back afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

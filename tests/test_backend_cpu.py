@@ -44,23 +44,6 @@ def cpu_backend():
         yield
 
 
-@pytest.fixture(params=["auto", "avx512bf16", "avx512", "avx2", "portable"])
-def instruction_set(request):
-    if request.param != "auto" and request.param not in cpu.supported_instruction_sets():
-        pytest.skip(f"this processor has no {request.param}")
-    cpu.use_instruction_set(request.param)
-    yield request.param
-    cpu.use_instruction_set("auto")
-
-
-@pytest.fixture
-def threads():
-    """Sets the number of threads; the old one is back afterwards."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def random_mask(n: int, seed: int) -> torch.Tensor:
     return torch.rand(n, generator=torch.Generator().manual_seed(seed)) > 0.3
 

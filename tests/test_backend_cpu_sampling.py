@@ -25,23 +25,6 @@ SHAPES = [
 ]
 
 
-@pytest.fixture(params=["avx512bf16", "avx512", "avx2", "portable"])
-def instruction_set(request):
-    if request.param not in cpu.supported_instruction_sets():
-        pytest.skip(f"this processor has no {request.param}")
-    cpu.use_instruction_set(request.param)
-    yield request.param
-    cpu.use_instruction_set("auto")
-
-
-@pytest.fixture
-def threads():
-    """Sets the number of threads; the old one is back afterwards."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def scene(shape, num_classes, dtype=torch.float32, label_dtype=torch.int64):
     """Logits, labels (also one below 0, where it can be, and one beyond the classes) and a mask."""
     generator = torch.Generator().manual_seed(sum(shape))
