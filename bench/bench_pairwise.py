@@ -55,7 +55,7 @@ class Plan:
     main_d: int = 128
     memory: bool = True
     seconds_a_size: float = 4.0
-    largest_seconds: float = 6.0  # of one call, of at least five; a quarter of it at other d
+    largest_seconds: float = 6.0  # of one call, of at least five; of peers at other d a quarter
     losses: tuple[int, ...] = (2048, 8192)
     queue: tuple[int, int] = (1024, 12288)
 
@@ -159,7 +159,8 @@ def why_not(name: str, n: int, d: int, plan: Plan, before: dict[str, tuple[int, 
         return f"needs about {needed / 2**30:.0f} GiB"
     if name in before:
         smaller, seconds = before[name]
-        limit = plan.largest_seconds if d == plan.main_d else plan.largest_seconds / 4
+        whole = d == plan.main_d or name.startswith(OURS)
+        limit = plan.largest_seconds if whole else plan.largest_seconds / 4
         if (predicted := seconds * (n / smaller) ** 2) > limit:
             return f"would take about {predicted:.0f} s a call"
     return ""
