@@ -230,6 +230,10 @@ def _describe(tensor: Tensor, mask: Tensor | None) -> _Rows:
     )
 
 
+def _allow_bfloat16() -> int:
+    return int(torch.get_float32_matmul_precision() == "medium")
+
+
 class _Sides:
     """Anchors and keys as the library takes them; keeps the tensors alive."""
 
@@ -242,7 +246,7 @@ class _Sides:
         self.anchors = ctypes.byref(_describe(anchors, mask))
         self.keys = None
         self.dim = anchors.shape[1]
-        self.allow_bfloat16 = int(torch.get_float32_matmul_precision() == "medium")
+        self.allow_bfloat16 = _allow_bfloat16()
         if keys is not None:
             keys = _with_contiguous_rows(keys)
             key_mask = None if key_mask is None else key_mask.contiguous()
@@ -261,9 +265,11 @@ class _Sides:
 def pairwise_lse_kept_bytes(anchors: Tensor, keys: Tensor | None) -> int:
     if keys is not None:
         return 0
-    sides = _Sides(anchors, None, None, None)
+    n, dim = anchors.shape
+    # As if contiguous: the size does not depend on strides, and a copy only to ask would cost.
+    rows = _Rows(anchors.data_ptr(), None, n, dim, DTYPES[anchors.dtype])
     size: int = _kernels().ak_cpu_pairwise_lse_kept(
-        sides.anchors, None, sides.dim, sides.allow_bfloat16, torch.get_num_threads()
+        ctypes.byref(rows), None, dim, _allow_bfloat16(), torch.get_num_threads()
     )
     _check(-min(size, 0), "pairwise_lse")
     return size
