@@ -15,7 +15,8 @@ from support import relative_error, unit_rows
 from torch import Tensor
 
 from action_kernels.backends.triton import device as launches
-from action_kernels.backends.triton import pairwise_lse
+from action_kernels.backends.triton import indexed_lse as triton_indexed_lse
+from action_kernels.backends.triton import pairwise_lse, tiles
 from action_kernels.ops import indexed_lse, prepare_rows, sample_pixels, sampled_features
 
 LIMIT = 1 << 31  # elements
@@ -45,20 +46,19 @@ def run_last_program(
     """Run the program of a launch that takes the last rows and, alone, the last step of the loop."""
     from triton.runtime.interpreter import interpreter_builder
 
-    blocks, steps = launch.grid
-    monkeypatch.setattr(
-        interpreter_builder, "create_get_program_id", _fixed_program((blocks - 1, steps - 1))
-    )
+    last = tuple(programs - 1 for programs in launch.grid)
+    monkeypatch.setattr(interpreter_builder, "create_get_program_id", _of_axis(last))
+    monkeypatch.setattr(interpreter_builder, "create_get_num_programs", _of_axis(launch.grid))
     given = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False))
-    launch.kernel[(1, 1)](**{**given, **replaced}, **launch.constants)
+    launch.kernel[(1,) * len(launch.grid)](**{**given, **replaced}, **launch.constants)
 
 
-def _fixed_program(place: tuple[int, int]) -> Any:
+def _of_axis(numbers: tuple[int, ...]) -> Any:
     import numpy as np
     import triton.language as tl
     from triton.runtime.interpreter import TensorHandle
 
-    return lambda axis: TensorHandle(np.array([place[axis]], dtype=np.int32), tl.int32)
+    return lambda axis: TensorHandle(np.array([numbers[axis]], dtype=np.int32), tl.int32)
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -68,7 +68,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def recorded(call: Any) -> launches.Launch:
     with launches.recording(launches.INTERPRETER) as found:
         call()
-    return found[0]
+    return found[-1]
 
 
 def in_one_step_each(launch: launches.Launch, other_count: int) -> launches.Launch:
@@ -76,7 +76,7 @@ def in_one_step_each(launch: launches.Launch, other_count: int) -> launches.Laun
     import dataclasses
 
     steps = -(-other_count // launch.constants["KEYS"])
-    return dataclasses.replace(launch, grid=(launch.grid[0], steps))
+    return dataclasses.replace(launch, grid=(launch.grid[0], steps, *launch.grid[2:]))
 
 
 def test_pairwise_lse_forward(storage: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,11 +116,31 @@ def test_pairwise_lse_backward(storage: Tensor, monkeypatch: pytest.MonkeyPatch)
     lse[-32:] = (own[-32:].float() @ keys.float().T * 5.0).logsumexp(1)
     softmax = (own[-32:].double() @ keys.double().T * 5.0).softmax(1)
     expected = 5.0 * softmax @ keys.double()
+    parts = launch.grid[2]
     run_last_program(
-        monkeypatch, launch, own=own, other=keys, own_lse=lse, own_grad=torch.ones(COUNT),
-        peak=torch.ones(1), gradient=own, tiles_per_split=1,
+        monkeypatch, launch, own=own, other=keys, own_lse=lse, peak=torch.ones(1),
+        own_weight=torch.full((COUNT,), 16384.0), gradient=own, tiles_per_split=1,
     )  # fmt: skip
-    assert relative_error(own[-32:], expected) < 2e-3
+    columns = slice(D - D // parts, None)
+    assert relative_error(own[-32:, columns], expected[:, columns]) < 2e-3
+
+
+def test_rows_copied_into_whole_tiles(storage: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place: a row read elsewhere would be zero, a masked one written elsewhere would stay."""
+    rows = storage[: COUNT * D].view(COUNT, D)
+    rows[-8:] = unit_rows(8, D, dtype=torch.float16)
+    mask = torch.ones(COUNT, dtype=torch.bool)
+    mask[-7::2] = False
+    expected = rows[-8:].where(mask[-8:, None], 0)
+    launch = recorded(
+        lambda: tiles.whole_tiles(meta(COUNT, D, dtype=torch.float16), meta(COUNT) > 0, 16)
+    )
+    bias = torch.full((COUNT,), torch.nan)
+    run_last_program(
+        monkeypatch, launch, rows=rows, mask=mask.view(torch.uint8), values=rows, bias=bias
+    )
+    assert torch.equal(rows[-8:], expected)
+    assert torch.equal(bias[-8:] == 0, mask[-8:])
 
 
 def test_indexed_lse(storage: Tensor) -> None:
@@ -130,6 +150,26 @@ def test_indexed_lse(storage: Tensor) -> None:
     lse = indexed_lse(queries, bank, torch.arange(COUNT - 8, COUNT)[None], scale=5.0)
     expected = (queries.double() @ bank[-8:].double().T * 5.0).logsumexp(1)
     assert relative_error(lse, expected) < 1e-6
+
+
+def test_queries_of_indexed_lse(storage: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries = storage[: COUNT * D].view(COUNT, D)
+    queries[-4:] = unit_rows(4, D, dtype=torch.float16)
+    bank = unit_rows(8, D, dtype=torch.float16, seed=1)
+    half, runs = torch.float16, COUNT // 4
+    launch = recorded(
+        lambda: triton_indexed_lse.indexed_lse(
+            meta(COUNT, D, dtype=half), meta(8, D, dtype=half),
+            meta(runs, 8, dtype=torch.int64), 5.0, False,
+        )
+    )  # fmt: skip
+    lse = torch.full((COUNT,), torch.nan)
+    run_last_program(
+        monkeypatch, launch, queries=queries, bank=bank, lse_out=lse, mean_out=torch.empty(0),
+        index=torch.arange(8).expand(runs, 8).contiguous(),
+    )  # fmt: skip
+    expected = (queries[-4:].double() @ bank.double().T * 5.0).logsumexp(1)
+    assert relative_error(lse[-4:], expected) < 1e-6
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from support import unit_rows
 from torch import Tensor
 
+from action_kernels.backends.triton import tuning
 from action_kernels.ops import pairwise_lse
 
 # In the interpreter tiles are 16×16 forward and 32×16 backward; on a GPU up to 128.
@@ -84,10 +85,23 @@ def test_keys_apart(device: torch.device, n: int, m: int, d: int, normalized: bo
     compare(device, rows, scale=10.0, normalized=normalized)
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("normalized", [True, False], ids=["fixed", "online"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_dim_496(device: torch.device, dtype: torch.dtype) -> None:
-    """The pyramid's own dim: padded to 512, the largest that a kernel takes."""
-    compare(device, [unit_rows(18, 496, dtype=dtype)], scale=10.0, normalized=True)
+def test_dim_496(
+    monkeypatch: pytest.MonkeyPatch,
+    device: torch.device,
+    dtype: torch.dtype,
+    normalized: bool,
+    parts: int,
+) -> None:
+    """The pyramid's own dim: padded to 512; gradients by a program, or by two that share them out."""
+    if parts == 1 and device.type == "cpu":
+        one_part = [tuning.Tiles(32, 16, 4, 1)]
+        monkeypatch.setattr(tuning, "backward_candidates", lambda *_: one_part)
+    mask = torch.arange(34) % 5 > 0
+    rows = unit_rows(34, 496, dtype=dtype)
+    compare(device, [rows], scale=10.0, normalized=normalized, mask=mask)
 
 
 @pytest.mark.parametrize("normalized", [True, False])

@@ -31,12 +31,18 @@ from action_kernels.backends.reference import pairwise_lse as reference
 from action_kernels.backends.triton import tuning
 from action_kernels.backends.triton.device import (
     Target,
-    as_bytes,
     launch,
     product_precision,
     target_of,
 )
-from action_kernels.backends.triton.tiles import load_rows, product
+from action_kernels.backends.triton.tiles import (
+    Terms,
+    gradient_terms,
+    half_unit,
+    load_rows,
+    product,
+    whole_tiles,
+)
 from action_kernels.ops.registry import register
 
 DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
@@ -49,32 +55,30 @@ LARGEST_PARTIAL = 32 << 20  # bytes of partial gradients, where few rows leave p
 def _forward_kernel(
     anchors,
     keys,
-    mask,
-    key_mask,
-    result,  # (splits, n) lse, or (n,) sums of 2^x to add to if SYMMETRIC
-    anchor_count,
-    key_count,
+    anchor_bias,  # (padded anchors,), if ANCHORS_PARTIAL
+    key_bias,  # (padded keys,), if KEYS_PARTIAL
+    result,  # (splits, padded anchors) lse, or (padded anchors,) sums to add to if SYMMETRIC
+    key_tiles,
     tiles_per_split,
     multiplier,
     DIM: tl.constexpr,
-    DIM_PADDED: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     SELF: tl.constexpr,
     SYMMETRIC: tl.constexpr,
     FIXED: tl.constexpr,
-    MASKED: tl.constexpr,
-    KEYS_MASKED: tl.constexpr,
-    RAGGED: tl.constexpr,
+    ANCHORS_PARTIAL: tl.constexpr,
+    KEYS_PARTIAL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
     block = tl.program_id(0)
     split = tl.program_id(1)
     start = block * ROWS
-    a, a_valid = load_rows(
-        anchors, mask, start, anchor_count, ROWS, DIM, DIM_PADDED, MASKED, RAGGED
-    )
-    key_tiles = tl.cdiv(key_count, KEYS)
+    rows = start + tl.arange(0, ROWS)
+    a = load_rows(anchors, start, 0, ROWS, DIM, DIM)
+    takes_part = tl.full((ROWS,), 1.0, tl.float32)
+    if ANCHORS_PARTIAL:
+        takes_part = (tl.load(anchor_bias + rows) == 0.0).to(tl.float32)
     steps = key_tiles
     if SYMMETRIC:
         # Half the circle; of an even number of tiles, opposite ones meet from the first half only.
@@ -87,71 +91,66 @@ def _forward_kernel(
     if SELF:
         diagonal_last = tl.minimum(last, ROWS // KEYS)
         maximum, total = _sum_tiles(
-            a, a_valid, maximum, total, keys, key_mask, result, start, first, diagonal_last,
-            key_tiles, key_count, multiplier, DIM, DIM_PADDED, ROWS, KEYS, SELF, False, FIXED,
-            KEYS_MASKED, RAGGED, PRECISION, True,
+            a, takes_part, maximum, total, keys, key_bias, result, start, first, diagonal_last,
+            key_tiles, multiplier, DIM, ROWS, KEYS, SELF, False, FIXED, ANCHORS_PARTIAL,
+            KEYS_PARTIAL, PRECISION, True,
         )  # fmt: skip
         first = tl.maximum(first, ROWS // KEYS)
     maximum, total = _sum_tiles(
-        a, a_valid, maximum, total, keys, key_mask, result, start, first, last,
-        key_tiles, key_count, multiplier, DIM, DIM_PADDED, ROWS, KEYS, SELF, SYMMETRIC, FIXED,
-        KEYS_MASKED, RAGGED, PRECISION, False,
+        a, takes_part, maximum, total, keys, key_bias, result, start, first, last,
+        key_tiles, multiplier, DIM, ROWS, KEYS, SELF, SYMMETRIC, FIXED, ANCHORS_PARTIAL,
+        KEYS_PARTIAL, PRECISION, False,
     )  # fmt: skip
-    rows = start + tl.arange(0, ROWS)
     if SYMMETRIC:
-        tl.atomic_add(result + rows, total, mask=a_valid, sem="relaxed")
+        tl.atomic_add(result + rows, total, sem="relaxed")
     else:
-        lse = tl.where(a_valid, maximum + tl.log(total), 0.0)
-        position = tl.cast(split, tl.int64) * anchor_count + rows
-        tl.store(result + position, lse, mask=rows < anchor_count)
+        lse = tl.where(takes_part > 0.0, maximum + tl.log(total), 0.0)
+        padded_count = tl.num_programs(0) * ROWS
+        tl.store(result + tl.cast(split, tl.int64) * padded_count + rows, lse)
 
 
 @triton.jit
 def _sum_tiles(
     a,
-    a_valid,
+    takes_part,
     maximum,
     total,
     keys,
-    key_mask,
+    key_bias,
     result,
     start,
     first,
     last,
     key_tiles,
-    key_count,
     multiplier,
     DIM: tl.constexpr,
-    DIM_PADDED: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     SELF: tl.constexpr,
     SYMMETRIC: tl.constexpr,
     FIXED: tl.constexpr,
-    KEYS_MASKED: tl.constexpr,
-    RAGGED: tl.constexpr,
+    ANCHORS_PARTIAL: tl.constexpr,
+    KEYS_PARTIAL: tl.constexpr,
     PRECISION: tl.constexpr,
     DIAGONAL: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
     """Add the key tiles `first` … `last` − 1 to the running maximum and sum of each row."""
     for step in range(first, last):
         key_start = _key_start(start, step, key_tiles, KEYS, SELF)
-        k, k_valid = load_rows(
-            keys, key_mask, key_start, key_count, KEYS, DIM, DIM_PADDED, KEYS_MASKED, RAGGED
-        )
+        columns = key_start + tl.arange(0, KEYS)
+        k = load_rows(keys, key_start, 0, KEYS, DIM, DIM)
         x = product(a, tl.trans(k), None, PRECISION) * multiplier
-        if KEYS_MASKED or RAGGED:
-            x += tl.where(k_valid, 0.0, float("-inf"))[None, :]
+        if KEYS_PARTIAL:
+            x += tl.load(key_bias + columns)[None, :]
         if DIAGONAL:
             x = tl.where(_off_diagonal(start, key_start, ROWS, KEYS), x, float("-inf"))
         if FIXED:
             e = tl.exp2(x)
             total += tl.sum(e, 1)
             if SYMMETRIC:
-                columns = key_start + tl.arange(0, KEYS)
-                if KEYS_MASKED or RAGGED:  # a row that takes no part is zero: its 2^x is 1
-                    e = e * a_valid.to(tl.float32)[:, None]
-                tl.atomic_add(result + columns, tl.sum(e, 0), mask=k_valid, sem="relaxed")
+                if ANCHORS_PARTIAL:  # a row that takes no part is zero: its 2^x is 1
+                    e = e * takes_part[:, None]
+                tl.atomic_add(result + columns, tl.sum(e, 0), sem="relaxed")
         else:
             new = tl.maximum(maximum, tl.max(x, 1))
             shift = tl.where(new == float("-inf"), 0.0, new)
@@ -181,146 +180,138 @@ def _off_diagonal(start, key_start, ROWS: tl.constexpr, KEYS: tl.constexpr):  # 
 def _backward_kernel(
     own,
     other,
-    own_lse,  # of the own rows if OWN_TERM, likewise own_grad
-    own_grad,
-    other_lse,  # of the other rows if OTHER_TERM, likewise other_grad
-    other_grad,
-    own_mask,
-    other_mask,
+    own_lse,  # (padded rows,) of `tiles.Terms`: of the own rows if OWN_TERM, lse unless FIXED
+    own_weight,
+    other_lse,  # of the other rows if OTHER_TERM
+    other_weight,
+    own_bias,  # (padded rows,), if OWN_PARTIAL
+    other_bias,  # if OTHER_PARTIAL
     peak,  # (1,) largest |grad|, if HALF
-    gradient,  # (splits, own_count, DIM)
-    own_count,
-    other_count,
+    gradient,  # (splits, padded rows, COLUMNS)
+    other_tiles,
     tiles_per_split,
     scale,
     multiplier,
+    COLUMNS: tl.constexpr,
     DIM: tl.constexpr,
-    DIM_PADDED: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     OWN_TERM: tl.constexpr,
     OTHER_TERM: tl.constexpr,
     FIXED: tl.constexpr,
-    OWN_MASKED: tl.constexpr,
-    OTHER_MASKED: tl.constexpr,
-    RAGGED: tl.constexpr,
+    OWN_PARTIAL: tl.constexpr,
+    OTHER_PARTIAL: tl.constexpr,
     HALF: tl.constexpr,
+    PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
     SELF: tl.constexpr = OWN_TERM and OTHER_TERM
+    WIDTH: tl.constexpr = DIM // PARTS
     split = tl.program_id(1)
     start = tl.program_id(0) * ROWS
-    a, a_valid = load_rows(
-        own, own_mask, start, own_count, ROWS, DIM, DIM_PADDED, OWN_MASKED, RAGGED
-    )
-    unit = 1.0
-    if HALF:  # the largest weight becomes 2^14, so that the sum of two stays below 65504
-        unit = tl.maximum(tl.load(peak), 1e-30) / 16384.0
+    local = tl.arange(0, ROWS)
+    first_column = tl.program_id(2) * WIDTH
+    a = load_rows(own, start, first_column, ROWS, WIDTH, DIM)
+    a_rest = a
+    if PARTS == 2:
+        a_rest = load_rows(own, start, WIDTH - first_column, ROWS, WIDTH, DIM)
     a_lse = tl.zeros((ROWS,), tl.float32)
     a_weight = tl.zeros((ROWS,), tl.float32)
     if OWN_TERM:
-        a_lse, a_weight = _weights(own_lse, own_grad, start, a_valid, unit, ROWS, FIXED)
-    total = tl.zeros((ROWS, DIM_PADDED), tl.float32)
-    tiles = tl.cdiv(other_count, KEYS)
+        a_weight = tl.load(own_weight + start + local)
+        if not FIXED:
+            a_lse = tl.load(own_lse + start + local)
+    total = tl.zeros((ROWS, WIDTH), tl.float32)
     first = split * tiles_per_split
-    last = tl.minimum(first + tiles_per_split, tiles)
+    last = tl.minimum(first + tiles_per_split, other_tiles)
     if SELF:
         diagonal_last = tl.minimum(last, ROWS // KEYS)
         total = _weigh_tiles(
-            a, a_lse, a_weight, total, other, other_lse, other_grad, other_mask, start, first,
-            diagonal_last, tiles, other_count, unit, multiplier, DIM, DIM_PADDED, ROWS, KEYS,
-            OWN_TERM, OTHER_TERM, FIXED, OTHER_MASKED, RAGGED, HALF, PRECISION, True,
+            a, a_rest, a_lse, a_weight, total, other, other_lse, other_weight, other_bias, start,
+            first_column, first, diagonal_last, other_tiles, multiplier, DIM, ROWS, KEYS, OWN_TERM,
+            OTHER_TERM, FIXED, OTHER_PARTIAL, HALF, PARTS, PRECISION, True,
         )  # fmt: skip
         first = tl.maximum(first, ROWS // KEYS)
     total = _weigh_tiles(
-        a, a_lse, a_weight, total, other, other_lse, other_grad, other_mask, start, first,
-        last, tiles, other_count, unit, multiplier, DIM, DIM_PADDED, ROWS, KEYS,
-        OWN_TERM, OTHER_TERM, FIXED, OTHER_MASKED, RAGGED, HALF, PRECISION, False,
+        a, a_rest, a_lse, a_weight, total, other, other_lse, other_weight, other_bias, start,
+        first_column, first, last, other_tiles, multiplier, DIM, ROWS, KEYS, OWN_TERM,
+        OTHER_TERM, FIXED, OTHER_PARTIAL, HALF, PARTS, PRECISION, False,
     )  # fmt: skip
-    total = tl.where(a_valid[:, None], total * (scale * unit), 0.0)
-    local = tl.arange(0, ROWS)
-    columns = tl.arange(0, DIM_PADDED)
-    first_row = gradient + (tl.cast(split, tl.int64) * own_count + start) * DIM
-    position = local[:, None] * DIM + columns[None, :]
-    inside = (local < own_count - start)[:, None] & (columns < DIM)[None, :]
-    tl.store(first_row + position, total.to(gradient.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _weights(lse, grad, start, valid, unit, ROWS: tl.constexpr, FIXED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Of the rows' terms: lse, and g · e^(−lse) if FIXED, else g.
-
-    A row without a term, for it takes no part or its sum was empty, has the lse +inf and the weight 0.
-    """
-    rows = start + tl.arange(0, ROWS)
-    row_lse = tl.load(lse + rows, mask=valid, other=float("-inf"))
-    has_term = row_lse > float("-inf")
-    weight = tl.where(has_term, tl.load(grad + rows, mask=valid, other=0.0) / unit, 0.0)
-    row_lse = tl.where(has_term, row_lse, float("inf"))
-    if FIXED:
-        weight *= tl.exp(-row_lse)
-    return row_lse, weight
+    total *= scale
+    if HALF:
+        total *= half_unit(peak)
+    if OWN_PARTIAL:
+        total = tl.where((tl.load(own_bias + start + local) == 0.0)[:, None], total, 0.0)
+    columns = first_column + tl.arange(0, WIDTH)
+    padded_count = tl.num_programs(0) * ROWS
+    first_row = gradient + (tl.cast(split, tl.int64) * padded_count + start) * COLUMNS
+    position = first_row + (local[:, None] * COLUMNS + columns[None, :])
+    total = total.to(gradient.dtype.element_ty)
+    if DIM == COLUMNS:
+        tl.store(position, total)
+    else:
+        tl.store(position, total, mask=(columns < COLUMNS)[None, :])
 
 
 @triton.jit
 def _weigh_tiles(
     a,
+    a_rest,
     a_lse,
     a_weight,
     total,
     other,
     other_lse,
-    other_grad,
-    other_mask,
+    other_weight,
+    other_bias,
     start,
+    first_column,
     first,
     last,
-    tiles,
-    other_count,
-    unit,
+    other_tiles,
     multiplier,
     DIM: tl.constexpr,
-    DIM_PADDED: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     OWN_TERM: tl.constexpr,
     OTHER_TERM: tl.constexpr,
     FIXED: tl.constexpr,
-    OTHER_MASKED: tl.constexpr,
-    RAGGED: tl.constexpr,
+    OTHER_PARTIAL: tl.constexpr,
     HALF: tl.constexpr,
+    PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
     DIAGONAL: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
     """Add G · (other rows) over the tiles `first` … `last` − 1."""
     SELF: tl.constexpr = OWN_TERM and OTHER_TERM
+    WIDTH: tl.constexpr = DIM // PARTS
     for step in range(first, last):
-        other_start = _key_start(start, step, tiles, KEYS, SELF)
-        b, b_valid = load_rows(
-            other, other_mask, other_start, other_count, KEYS, DIM, DIM_PADDED, OTHER_MASKED, RAGGED
-        )
-        x = product(a, tl.trans(b), None, PRECISION) * multiplier
+        other_start = _key_start(start, step, other_tiles, KEYS, SELF)
+        columns = other_start + tl.arange(0, KEYS)
+        b = load_rows(other, other_start, first_column, KEYS, WIDTH, DIM)
+        x = product(a, tl.trans(b), None, PRECISION)
+        if PARTS == 2:
+            b_rest = load_rows(other, other_start, WIDTH - first_column, KEYS, WIDTH, DIM)
+            x = product(a_rest, tl.trans(b_rest), x, PRECISION)
+        x *= multiplier
+        if OTHER_PARTIAL and (HALF or not FIXED):
+            # A row b that takes no part is zero, which makes any weight harmless that is finite; of
+            # e^(0 − lse) none is sure to be, of g · 2^0 · e^(−lse) only float32 and bfloat16.
+            x += tl.load(other_bias + columns)[None, :]
         if DIAGONAL:
             x = tl.where(_off_diagonal(start, other_start, ROWS, KEYS), x, float("-inf"))
-        if OTHER_TERM:
-            b_lse, b_weight = _weights(
-                other_lse, other_grad, other_start, b_valid, unit, KEYS, FIXED
-            )
         if FIXED:
-            g = tl.exp2(x) * (a_weight[:, None] + b_weight[None, :])
-            if HALF and (OTHER_MASKED or RAGGED):
-                # A row b that takes no part is zero, which makes any weight harmless that is finite;
-                # of g · e^(0 − lse) only float32 and bfloat16 are sure to be.
-                g = tl.where(b_valid[None, :], g, 0.0)
+            weight = a_weight[:, None]
+            if OTHER_TERM:
+                weight = weight + tl.load(other_weight + columns)[None, :]
+            g = tl.exp2(x) * weight
         else:
             g = tl.zeros((ROWS, KEYS), tl.float32)
             if OWN_TERM:
-                e = tl.exp(x - a_lse[:, None])
-                if OTHER_MASKED or RAGGED:  # likewise: a row b of zeros, but e^(0 − lse) infinite
-                    e = tl.where(b_valid[None, :], e, 0.0)
-                g += e * a_weight[:, None]
+                g += tl.exp(x - a_lse[:, None]) * a_weight[:, None]
             if OTHER_TERM:
-                g += tl.exp(x - b_lse[None, :]) * b_weight[None, :]
+                b_lse = tl.load(other_lse + columns)
+                g += tl.exp(x - b_lse[None, :]) * tl.load(other_weight + columns)[None, :]
         total = product(g.to(b.dtype), b, total, PRECISION)
     return total
 
@@ -347,7 +338,7 @@ def pairwise_lse_forward(
         return anchors.new_empty(0, dtype=torch.float32)
 
     def run(tiles: tuning.Tiles) -> Tensor:
-        return _forward(anchors.contiguous(), keys, scale, mask, key_mask, normalized, tiles)
+        return _forward(anchors, keys, scale, mask, key_mask, normalized, tiles)
 
     candidates = tuning.forward_candidates(*_tiling_of(anchors))
     key = ("pairwise_lse_forward", count.bit_length(), *_tiling_of(anchors))
@@ -373,46 +364,40 @@ def _forward(
     normalized: bool,
     tiles: tuning.Tiles,
 ) -> Tensor:
-    target = target_of(anchors)
+    count = anchors.shape[0]
     self_ = keys is None
-    others, others_mask = (anchors, mask) if keys is None else (keys.contiguous(), key_mask)
-    count, key_count = anchors.shape[0], others.shape[0]
+    a = whole_tiles(anchors, mask, tiles.rows)
+    k = a if keys is None else whole_tiles(keys, key_mask, tiles.keys)
     fixed = _fixed_shift(scale, normalized)
     symmetric = self_ and fixed and not torch.are_deterministic_algorithms_enabled()
-    blocks, steps = triton.cdiv(count, tiles.rows), triton.cdiv(key_count, tiles.keys)
-    if symmetric:
-        steps = steps // 2 + 1
-    splits = tuning.splits(blocks, steps, target.processors)
+    padded_count = a.values.shape[0]
+    blocks, steps = padded_count // tiles.rows, k.values.shape[0] // tiles.keys
+    splits = tuning.splits(blocks, steps, target_of(anchors).processors)
     result = (anchors.new_zeros if symmetric else anchors.new_empty)(
-        (1 if symmetric else splits, count), dtype=torch.float32
+        (1 if symmetric else splits, padded_count), dtype=torch.float32
     )
     launch(
         _forward_kernel,
         (blocks, splits),
         tiles,
-        anchors,
-        others,
-        as_bytes(mask),
-        as_bytes(others_mask),
+        a.values,
+        k.values,
+        a.bias,
+        k.bias,
         result,
-        count,
-        key_count,
+        steps,
         triton.cdiv(steps, splits),
         _multiplier(scale, fixed),
         SELF=self_,
         SYMMETRIC=symmetric,
         FIXED=fixed,
-        MASKED=mask is not None,
-        KEYS_MASKED=others_mask is not None,
-        RAGGED=count % tiles.rows != 0 or key_count % tiles.keys != 0,
-        **_tile_constants(anchors, tiles),
+        ANCHORS_PARTIAL=a.bias is not None,
+        KEYS_PARTIAL=k.bias is not None,
+        **_tile_constants(a.values, tiles),
     )
-    if symmetric:
-        lse = result[0].log_()
-    elif splits == 1:
-        return result[0]
-    else:
-        lse = result.logsumexp(0)
+    if not symmetric and splits == 1:
+        return result[0, :count]
+    lse = (result[0].log_() if symmetric else result.logsumexp(0))[:count]
     return lse if mask is None else lse.where(mask, 0)
 
 
@@ -428,7 +413,6 @@ def _multiplier(scale: float, fixed: bool) -> float:
 def _tile_constants(rows: Tensor, tiles: tuning.Tiles) -> dict[str, Any]:
     return {
         "DIM": rows.shape[1],
-        "DIM_PADDED": tuning.padded(rows.shape[1]),
         "ROWS": tiles.rows,
         "KEYS": tiles.keys,
         "PRECISION": product_precision(rows),
@@ -453,13 +437,13 @@ def pairwise_lse_backward(
         return reference.pairwise_lse_backward(
             grad_lse, lse, anchors, keys, scale, mask, key_mask, normalized, need_anchors, need_keys
         )
-    a = _Rows(anchors.contiguous(), mask, lse, grad_lse.contiguous())
+    a = _Rows(anchors, mask, lse, grad_lse.contiguous())
     grad_anchors, grad_keys = anchors.new_empty(0), anchors.new_empty(0)
     if keys is None:
         if need_anchors:
             grad_anchors = _gradient(a, a, scale, _fixed_shift(scale, normalized))
         return grad_anchors, grad_keys
-    k = _Rows(keys.contiguous(), key_mask)
+    k = _Rows(keys, key_mask)
     if need_anchors:
         grad_anchors = _gradient(a, k, scale, fixed=False)
     if need_keys:
@@ -485,6 +469,11 @@ class _Rows:
             has_term &= self.mask
         return self.grad.where(has_term, 0).abs().amax(0, keepdim=True)
 
+    def terms(self, peak: Tensor | None, padded_count: int, fixed: bool) -> Terms:
+        if self.lse is None or self.grad is None:
+            return Terms(None, None)
+        return gradient_terms(self.lse, self.grad, self.mask, peak, padded_count, fixed)
+
 
 def _gradient(own: _Rows, other: _Rows, scale: float, fixed: bool) -> Tensor:
     """Gradient of the `own` rows, by way of their own lse, of the `other` rows', or (self) of both."""
@@ -505,43 +494,48 @@ def _weighted_sum(
     own: _Rows, other: _Rows, scale: float, fixed: bool, tiles: tuning.Tiles
 ) -> Tensor:
     values = own.values
-    count, other_count = values.shape[0], other.values.shape[0]
-    blocks, steps = triton.cdiv(count, tiles.rows), triton.cdiv(other_count, tiles.keys)
+    a = whole_tiles(values, own.mask, tiles.rows)
+    b = a if own is other else whole_tiles(other.values, other.mask, tiles.keys)
+    anchors = own if own.lse is not None else other
+    peak = anchors.peak() if values.dtype == torch.float16 else None
+    a_terms = own.terms(peak, a.values.shape[0], fixed)
+    b_terms = a_terms if own is other else other.terms(peak, b.values.shape[0], fixed)
+    blocks, steps = a.values.shape[0] // tiles.rows, b.values.shape[0] // tiles.keys
     most = max(1, LARGEST_PARTIAL // (4 * values.numel()))
-    splits = tuning.splits(blocks, steps, target_of(values).processors, most)
+    processors = target_of(values).processors
+    splits = tuning.splits(blocks * tiles.parts, steps, processors, most)
+    count, dim = values.shape
     partial = torch.empty(
-        (splits, *values.shape),
+        (splits, a.values.shape[0], dim),
         dtype=values.dtype if splits == 1 else torch.float32,
         device=values.device,
     )
-    half = values.dtype == torch.float16
-    anchors = own if own.lse is not None else other
     launch(
         _backward_kernel,
-        (blocks, splits),
+        (blocks, splits, tiles.parts),
         tiles,
-        values,
-        other.values,
-        own.lse,
-        own.grad,
-        other.lse,
-        other.grad,
-        as_bytes(own.mask),
-        as_bytes(other.mask),
-        anchors.peak() if half else None,
+        a.values,
+        b.values,
+        a_terms.lse,
+        a_terms.weight,
+        b_terms.lse,
+        b_terms.weight,
+        a.bias,
+        b.bias,
+        peak,
         partial,
-        count,
-        other_count,
+        steps,
         triton.cdiv(steps, splits),
         scale,
         _multiplier(scale, fixed),
+        COLUMNS=dim,
         OWN_TERM=own.lse is not None,
         OTHER_TERM=other.lse is not None,
         FIXED=fixed,
-        OWN_MASKED=own.mask is not None,
-        OTHER_MASKED=other.mask is not None,
-        RAGGED=count % tiles.rows != 0 or other_count % tiles.keys != 0,
-        HALF=half,
-        **_tile_constants(values, tiles),
+        OWN_PARTIAL=a.bias is not None,
+        OTHER_PARTIAL=b.bias is not None,
+        HALF=peak is not None,
+        PARTS=tiles.parts,
+        **_tile_constants(a.values, tiles),
     )
-    return partial[0] if splits == 1 else partial.sum(0).to(values.dtype)
+    return partial[0, :count] if splits == 1 else partial[:, :count].sum(0).to(values.dtype)

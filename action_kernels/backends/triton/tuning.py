@@ -22,12 +22,16 @@ FULL_ENOUGH = 0.85  # share of the processors at work, averaged over the waves o
 
 @dataclass(frozen=True)
 class Tiles:
-    """A program's rows, the keys of one step of its loop, its warps and its pipeline stages."""
+    """A program's rows, the keys of one step of its loop, its warps and its pipeline stages.
+
+    The columns of a row's gradient may be shared out among `parts` programs, 1 or 2.
+    """
 
     rows: int
     keys: int
     warps: int
     stages: int
+    parts: int = 1
 
     def shared_memory(self, dim: int, itemsize: int) -> int:
         """Bytes of the row tile and of the key tiles in flight."""
@@ -62,9 +66,10 @@ def forward_candidates(target: Target, dim: int, itemsize: int, precision: str) 
     else:
         warps = 4 if target.tensor_memory else 8  # one warp group reads tensor memory
         candidates = [Tiles(128, 128, warps, 3), Tiles(128, 128, warps, 2)]
-        candidates += [
-            Tiles(side, side, 4, stages) for side in (64, 32, 16) for stages in (3, 2, 1)
-        ]
+        # mma.sync takes both operands from registers: of 64 rows of 512 too many for four warps.
+        warps = 8 if padded(dim) > 256 and not target.warp_group_products else 4
+        candidates += [Tiles(64, 64, warps, stages) for stages in (3, 2, 1)]
+        candidates += [Tiles(side, side, 4, stages) for side in (32, 16) for stages in (3, 2, 1)]
     return _that_fit(target, dim, itemsize, candidates)
 
 
@@ -74,7 +79,7 @@ def backward_candidates(target: Target, dim: int, itemsize: int, precision: str)
     A program keeps (rows, dim) sums in float32 registers.
     """
     if target is INTERPRETER:
-        return [Tiles(32, 16, 4, 1)]
+        return [Tiles(32, 16, 4, 1, parts=2 if padded(dim) > 256 else 1)]
     if precision == "tf32x3" and padded(dim) > 128:
         candidates = [Tiles(16, 16, 8, 2)]
     elif itemsize == 4:
@@ -83,12 +88,15 @@ def backward_candidates(target: Target, dim: int, itemsize: int, precision: str)
             shapes = shapes[1:]  # mma.sync: the key tile lies in shared memory twice
         candidates = [Tiles(rows, keys, 8, stages) for rows, keys in shapes for stages in (2, 1)]
     else:
-        # wgmma takes 64 rows by four warps, tcgen05 128 rows at full rate. Of eight warps on 64 rows
-        # half repeat the other half's similarities: rows of 512 alone leave no registers for 128.
+        # wgmma takes 64 rows by four warps, tcgen05 128 rows at full rate; but the sums of 128 rows of
+        # 512 fill the registers. Of eight warps on 64 rows half would repeat the other half's
+        # similarities, in narrow products: two programs that share the columns cost less.
+        shared = padded(dim) > 256 and target.warp_group_products
         rows = 128 if padded(dim) <= (256 if target.warp_group_products else 128) else 64
         largest = 64 if padded(dim) <= 256 else 32
         depths = (2, 1) if target.tensor_memory else (3, 2, 1)  # sm_100 spills at a third
-        candidates = [
+        candidates = [Tiles(128, 32, 8, 2, parts=2)] if shared else []
+        candidates += [
             Tiles(side, keys, 8, stages)
             for side in (rows, 32)
             for keys in (64, 32, 16)
@@ -138,6 +146,7 @@ class Block:
 
 SAMPLING = Block(512, 4)  # pixels: also what one draw scans
 SCAN = Block(1024, 4)
+TERMS = Block(1024, 4)  # rows
 CHANNELS = Block(32, 4)  # of `sampled_features`; the taps, 16 or 32, are the tile's other side
 
 
