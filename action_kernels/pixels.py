@@ -21,9 +21,16 @@ ONE_HOT_CLASSES = 64  # up to here class sums are one GEMM with a one-hot matrix
 LossT = TypeVar("LossT", bound=Callable[..., Tensor])
 
 
+AUTOCAST_DEVICES = frozenset(
+    device
+    for device in ("cpu", "cuda", "xpu", "hpu", "mps", "mtia", "xla")
+    if torch.amp.is_autocast_available(device)
+)  # asked here: not every torch.compile can trace the question (2.11 cannot)
+
+
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
     """Autocast off where it is on; some devices (meta) have none to ask about."""
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if device_type in AUTOCAST_DEVICES and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 

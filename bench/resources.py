@@ -44,6 +44,8 @@ from action_kernels.backends.triton.pairwise_lse import pairwise_lse_forward as 
 TARGETS = (SM_80, SM_90, SM_100)
 COUNT = 1 << 16  # rows; whole tiles
 ANY = sys.maxsize  # bytes that may be spilled
+CHOSEN_WITH = "3.9"  # the Triton release whose compiler the tiles were chosen with
+SPILLED_BY_OTHERS = 16  # bytes: other releases' compilers keep a word or two more in places
 TENSOR_MEMORY_COLUMNS = 512  # of one multiprocessor, sm_100
 TYPES = {
     torch.float16: "fp16",
@@ -72,7 +74,8 @@ THREE_PRODUCT_DIMS, TF32_DIMS = (64, 128, 256), (128, 256, 512)
 class Case:
     """A call whose launches are compiled.
 
-    `spills_at_most`, in bytes a thread: none; those of float32 by tf32 products are reported only.
+    `spills_at_most`, in bytes a thread: none (another Triton's compiler may spill a few, see
+    `SPILLED_BY_OTHERS`); those of float32 by tf32 products are reported only.
     """
 
     name: str
@@ -100,7 +103,7 @@ class Usage:
         """What would fail at a launch or cost its speed, in words."""
         where = f"{self.case}, {self.kernel}, sm_{self.capability}"
         found = []
-        if self.spilled > self.spills_at_most:
+        if self.spilled > self.spills_at_most + _spilled_by_release():
             found.append(f"{where}: {self.spilled} bytes spilled a thread")
         if self.shared_memory > self.shared_memory_limit:
             found.append(
@@ -110,6 +113,11 @@ class Usage:
         if self.tensor_memory > TENSOR_MEMORY_COLUMNS:
             found.append(f"{where}: {self.tensor_memory} columns of tensor memory")
         return found
+
+
+def _spilled_by_release() -> int:
+    release = ".".join(triton.__version__.split(".")[:2])
+    return 0 if release == CHOSEN_WITH else SPILLED_BY_OTHERS
 
 
 @dataclass(frozen=True)
