@@ -40,12 +40,18 @@ def outside_autocast(loss: LossT) -> LossT:
 
     @functools.wraps(loss)
     def wrapper(*args: object, **kwargs: object) -> Tensor:
-        given = (*args, *kwargs.values())
-        device = next((value.device.type for value in given if isinstance(value, Tensor)), "cpu")
-        with without_autocast(device):
+        with without_autocast(_device_type((*args, *kwargs.values()))):
             return loss(*args, **kwargs)
 
     return wrapper  # type: ignore[return-value]
+
+
+def _device_type(given: tuple[object, ...]) -> str:
+    """Of the first tensor. A loop: torch.compile of torch 2.6 has no `next` with a default."""
+    for value in given:
+        if isinstance(value, Tensor):
+            return value.device.type
+    return "cpu"
 
 
 @dataclass(frozen=True)

@@ -21,4 +21,5 @@ def enqueue_in_a_process(rank: int, folder: str) -> None:
     for step in range(3):
         queue.enqueue(*numbered(10 * step + 5 * rank, 2))
     torch.save((queue.features, queue.labels), f"{folder}/{rank}.pt")
+    dist.barrier()  # no process leaves while the other still speaks to it
     dist.destroy_process_group()

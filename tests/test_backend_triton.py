@@ -27,7 +27,7 @@ from action_kernels.backends.triton import device, pairwise_lse, tuning
 from action_kernels.backends.triton.device import SM_80, SM_90, SM_100, Launch, Target
 
 HERE = Path(__file__).parent
-LOOPS_IN_NEW_NUMPY = (3, 7)
+LOOPS_IN_NEW_NUMPY = (3, 8)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CONSUMER = Target(capability=86, shared_memory=99 << 10, processors=28)
 CONSUMER_BLACKWELL = Target(capability=120, shared_memory=99 << 10, processors=170)
