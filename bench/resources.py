@@ -44,7 +44,8 @@ from action_kernels.backends.triton.pairwise_lse import pairwise_lse_forward as 
 TARGETS = (SM_80, SM_90, SM_100)
 COUNT = 1 << 16  # rows; whole tiles
 ANY = sys.maxsize  # bytes that may be spilled
-CHOSEN_WITH = "3.9"  # the Triton release whose compiler the tiles were chosen with
+OLDEST_TRITON = (3, 6)  # whose compiler's interface is used here
+CHOSEN_WITH = (3, 9)  # the Triton release whose compiler the tiles were chosen with
 SPILLED_BY_OTHERS = 16  # bytes: other releases' compilers keep a word or two more in places
 TENSOR_MEMORY_COLUMNS = 512  # of one multiprocessor, sm_100
 TYPES = {
@@ -116,8 +117,11 @@ class Usage:
 
 
 def _spilled_by_release() -> int:
-    release = ".".join(triton.__version__.split(".")[:2])
-    return 0 if release == CHOSEN_WITH else SPILLED_BY_OTHERS
+    return 0 if _release() == CHOSEN_WITH else SPILLED_BY_OTHERS
+
+
+def _release() -> tuple[int, ...]:
+    return tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 
 @dataclass(frozen=True)
@@ -413,6 +417,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="bfloat16, d = 128 only")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
     arguments = parser.parse_args()
+    if _release() < OLDEST_TRITON:
+        parser.error(f"needs Triton 3.6 or newer, found {triton.__version__}")
     usages = measure(arguments.quick)
     print(f"Triton {triton.__version__}\n\n{table(usages)}")
     if arguments.json:

@@ -16,7 +16,7 @@ from action_kernels.backends.reference import indexed_lse as reference
 from action_kernels.backends.triton import tuning
 from action_kernels.backends.triton.device import launch, product_precision, target_of
 from action_kernels.backends.triton.pairwise_lse import DTYPES
-from action_kernels.backends.triton.tiles import product
+from action_kernels.backends.triton.tiles import add_product, product
 from action_kernels.ops.registry import register
 
 
@@ -62,7 +62,7 @@ def _kernel(
         if ROWS == 1:
             x = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1)[None, :]
         else:
-            x = product(q, tl.trans(k), None, PRECISION)
+            x = product(q, tl.trans(k), PRECISION)
         x = tl.where(present[None, :], x * scale, float("-inf"))
         new = tl.maximum(maximum, tl.max(x, 1))
         shift = tl.where(new == float("-inf"), 0.0, new)
@@ -74,7 +74,7 @@ def _kernel(
             if ROWS == 1:
                 mean += tl.sum(tl.trans(e) * k.to(tl.float32), 0)[None, :]
             else:
-                mean = product(e.to(k.dtype), k, mean, PRECISION)
+                mean = add_product(mean, e.to(k.dtype), k, PRECISION)
         maximum = new
     lse = maximum + tl.log(total)
     tl.store(lse_out + start + local, lse, mask=exists)

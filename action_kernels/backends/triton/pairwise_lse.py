@@ -37,6 +37,7 @@ from action_kernels.backends.triton.device import (
 )
 from action_kernels.backends.triton.tiles import (
     Terms,
+    add_product,
     gradient_terms,
     half_unit,
     load_rows,
@@ -139,7 +140,7 @@ def _sum_tiles(
         key_start = _key_start(start, step, key_tiles, KEYS, SELF)
         columns = key_start + tl.arange(0, KEYS)
         k = load_rows(keys, key_start, 0, KEYS, DIM, DIM)
-        x = product(a, tl.trans(k), None, PRECISION) * multiplier
+        x = product(a, tl.trans(k), PRECISION) * multiplier
         if KEYS_PARTIAL:
             x += tl.load(key_bias + columns)[None, :]
         if DIAGONAL:
@@ -289,10 +290,10 @@ def _weigh_tiles(
         other_start = _key_start(start, step, other_tiles, KEYS, SELF)
         columns = other_start + tl.arange(0, KEYS)
         b = load_rows(other, other_start, first_column, KEYS, WIDTH, DIM)
-        x = product(a, tl.trans(b), None, PRECISION)
+        x = product(a, tl.trans(b), PRECISION)
         if PARTS == 2:
             b_rest = load_rows(other, other_start, WIDTH - first_column, KEYS, WIDTH, DIM)
-            x = product(a_rest, tl.trans(b_rest), x, PRECISION)
+            x = add_product(x, a_rest, tl.trans(b_rest), PRECISION)
         x *= multiplier
         if OTHER_PARTIAL and (HALF or not FIXED):
             # A row b that takes no part is zero, which makes any weight harmless that is finite; of
@@ -312,7 +313,7 @@ def _weigh_tiles(
             if OTHER_TERM:
                 b_lse = tl.load(other_lse + columns)
                 g += tl.exp(x - b_lse[None, :]) * tl.load(other_weight + columns)[None, :]
-        total = product(g.to(b.dtype), b, total, PRECISION)
+        total = add_product(total, g.to(b.dtype), b, PRECISION)
     return total
 
 
