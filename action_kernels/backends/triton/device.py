@@ -168,7 +168,7 @@ def as_bytes(mask: Tensor | None) -> Tensor | None:
 
 
 def product_precision(tensor: Tensor) -> str:
-    """`PRECISION` of `tiles.product` for rows like `tensor`: tl.dot's `input_precision`.
+    """`PRECISION` of `products.product` for rows like `tensor`: tl.dot's `input_precision`.
 
     Half precision has one way. float32 is float32-accurate, by three tf32 products where the matrix
     units have tf32, unless the user allows tf32 itself, as for torch.matmul.

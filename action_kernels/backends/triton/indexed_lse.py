@@ -16,7 +16,7 @@ from action_kernels.backends.reference import indexed_lse as reference
 from action_kernels.backends.triton import tuning
 from action_kernels.backends.triton.device import launch, product_precision, target_of
 from action_kernels.backends.triton.pairwise_lse import DTYPES
-from action_kernels.backends.triton.tiles import add_product, product
+from action_kernels.backends.triton.products import add_product, product
 from action_kernels.ops.registry import register
 
 

@@ -10,7 +10,8 @@
   algorithms are asked for: twice the products, no atomics.
 - Backward: row-owned, no atomics. Tiles are recomputed and weighted by G in registers, where
   G_ij = g_i P_ij + g_j P_ji (own keys), g_i P_ij (anchors apart) or g_j P_ji (keys apart); under a
-  fixed shift G_ij = 2^x (w_i + w_j) with w = g · 2^(−lse) needs one exponential for both.
+  fixed shift G_ij = 2^x (w_i + w_j) with w = g · e^(−lse) needs one exponential for both. The columns
+  of a gradient may be shared out between two programs, each of which computes the weights.
 
 Anchors that are their own keys visit the key tiles in a circle, from the diagonal on: offsets up to
 half way round meet every pair of tiles once, with the same work for each program.
@@ -35,13 +36,12 @@ from action_kernels.backends.triton.device import (
     product_precision,
     target_of,
 )
+from action_kernels.backends.triton.products import add_product, product
 from action_kernels.backends.triton.tiles import (
     Terms,
-    add_product,
     gradient_terms,
     half_unit,
     load_rows,
-    product,
     whole_tiles,
 )
 from action_kernels.ops.registry import register
