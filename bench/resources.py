@@ -10,6 +10,7 @@ from the binary with the cuobjdump that ships with Triton.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import re
@@ -117,11 +118,12 @@ class Usage:
 
 
 def _spilled_by_release() -> int:
-    return 0 if _release() == CHOSEN_WITH else SPILLED_BY_OTHERS
+    return 0 if release_of("triton") == CHOSEN_WITH else SPILLED_BY_OTHERS
 
 
-def _release() -> tuple[int, ...]:
-    return tuple(int(part) for part in triton.__version__.split(".")[:2])
+def release_of(package: str) -> tuple[int, ...]:
+    """The first two numbers of an installed package's version."""
+    return tuple(int(part) for part in importlib.metadata.version(package).split(".")[:2])
 
 
 @dataclass(frozen=True)
@@ -417,8 +419,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="bfloat16, d = 128 only")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
     arguments = parser.parse_args()
-    if _release() < OLDEST_TRITON:
-        parser.error(f"needs Triton 3.6 or newer, found {triton.__version__}")
+    if release_of("triton") < OLDEST_TRITON:
+        oldest = ".".join(map(str, OLDEST_TRITON))
+        parser.error(f"needs Triton {oldest} or newer, found {triton.__version__}")
     usages = measure(arguments.quick)
     print(f"Triton {triton.__version__}\n\n{table(usages)}")
     if arguments.json:

@@ -5,7 +5,6 @@ The kernels' own tests are in `triton_backend/`; with a GPU they run natively as
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import re
 import subprocess
@@ -34,16 +33,12 @@ OTHER_MAKE = Target(capability=0, shared_memory=64 << 10, processors=64)
 TARGETS = [SM_80, SM_90, SM_100, CONSUMER, CONSUMER_BLACKWELL, OTHER_MAKE]
 
 
-def version_of(package: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in importlib.metadata.version(package).split(".")[:2])
-
-
 def why_not_interpreted() -> str | None:
     if INTERPRETED:
         return "this process is the interpreter's own"
-    if version_of("triton") < resources.OLDEST_TRITON:
+    if resources.release_of("triton") < resources.OLDEST_TRITON:
         return "sums of int32 are int64 in this Triton's interpreter: it stores past the end"
-    if version_of("triton") < (3, 8) and version_of("numpy") >= (2, 4):
+    if resources.release_of("triton") < (3, 8) and resources.release_of("numpy") >= (2, 4):
         return "this Triton's interpreter has no loops with NumPy 2.4 and later"
     return None
 
@@ -121,6 +116,27 @@ def test_tiles_serve_rows_and_columns_only_where_sums_may_come_in_any_order() ->
         assert not forward(10.0)["SYMMETRIC"]
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("n", [500, 2048, 4096, 20_000])
+@pytest.mark.parametrize("kind", ["symmetric", "online", "keys apart"])
+def test_the_forward_pass_splits_the_steps_that_it_takes(kind: str, n: int) -> None:
+    a = rows(n)
+    keys = rows(n) if kind == "keys apart" else None
+    (launch,) = (
+        launch
+        for launch in recorded(
+            lambda: pairwise_lse.pairwise_lse_forward(a, keys, 10.0, None, None, kind != "online")
+        )
+        if launch.kernel is pairwise_lse._forward_kernel
+    )
+    given = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False))
+    tiles = -(-n // launch.constants["KEYS"])
+    steps = tiles // 2 + 1 if kind == "symmetric" else tiles
+    splits, per_split = launch.grid[1], given["tiles_per_split"]
+    assert given["key_tiles"] == tiles
+    assert splits == tuning.splits(tiles, steps, SM_90.processors)
+    assert per_split == -(-steps // splits)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +283,7 @@ def test_every_configuration_that_the_rules_pick_is_compiled() -> None:
 def usages() -> list[resources.Usage]:
     if INTERPRETED:
         pytest.skip("kernels of the interpreter cannot be compiled")
-    if version_of("triton") < resources.OLDEST_TRITON:
+    if resources.release_of("triton") < resources.OLDEST_TRITON:
         pytest.skip("bench.resources does not know this Triton's compiler")
     return resources.measure()
 

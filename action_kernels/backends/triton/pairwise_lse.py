@@ -372,7 +372,8 @@ def _forward(
     fixed = _fixed_shift(scale, normalized)
     symmetric = self_ and fixed and not torch.are_deterministic_algorithms_enabled()
     padded_count = a.values.shape[0]
-    blocks, steps = padded_count // tiles.rows, k.values.shape[0] // tiles.keys
+    blocks, key_tiles = padded_count // tiles.rows, k.values.shape[0] // tiles.keys
+    steps = key_tiles // 2 + 1 if symmetric else key_tiles
     splits = tuning.splits(blocks, steps, target_of(anchors).processors)
     result = (anchors.new_zeros if symmetric else anchors.new_empty)(
         (1 if symmetric else splits, padded_count), dtype=torch.float32
@@ -386,7 +387,7 @@ def _forward(
         a.bias,
         k.bias,
         result,
-        steps,
+        key_tiles,
         triton.cdiv(steps, splits),
         _multiplier(scale, fixed),
         SELF=self_,
