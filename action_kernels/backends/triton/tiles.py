@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from action_kernels.backends.triton.device import as_bytes, launch
-from action_kernels.backends.triton.tuning import TERMS, RowTiles, padded
+from action_kernels.backends.triton.tuning import TERMS, RowTiles
 
 
 @triton.jit
@@ -49,13 +49,13 @@ class WholeTiles:
 def whole_tiles(rows: Tensor, mask: Tensor | None, tile: int) -> WholeTiles:
     """`rows` themselves if they fill tiles and all take part, else a copy that does."""
     count, dim = rows.shape
+    shape = RowTiles.of(dim)
     padded_count = triton.cdiv(count, tile) * tile
     partial = mask is not None or padded_count != count
-    if not partial and dim == padded(dim):
+    if not partial and dim == shape.padded_dim:
         return WholeTiles(rows.contiguous(), None)
-    values = rows.new_empty(padded_count, padded(dim))
+    values = rows.new_empty(padded_count, shape.padded_dim)
     bias = rows.new_empty(padded_count, dtype=torch.float32) if partial else None
-    shape = RowTiles.of(dim)
     if count:
         launch(
             _copy_kernel,
@@ -95,15 +95,22 @@ def _copy_kernel(
 ):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, DIM_PADDED)
-    takes_part = row < count
-    if MASKED:  # what a row that takes no part holds is not read: it may be NaN
-        takes_part = tl.load(mask + row, mask=takes_part, other=0) != 0
+    takes_part = _takes_part(row, count, mask, MASKED)
     source = rows + row[:, None] * row_stride + column.to(tl.int64)[None, :] * column_stride
     x = tl.load(source, mask=takes_part[:, None] & (column < DIM)[None, :], other=0.0)
     inside = row < padded_count
     tl.store(values + row[:, None] * DIM_PADDED + column[None, :], x, mask=inside[:, None])
     if PARTIAL:
         tl.store(bias + row, tl.where(takes_part, 0.0, float("-inf")), mask=inside)
+
+
+@triton.jit
+def _takes_part(row, count, mask, MASKED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Which rows exist and are not masked: what others hold is not to be read, it may be NaN."""
+    exists = row < count
+    if MASKED:
+        exists = tl.load(mask + row, mask=exists, other=0) != 0
+    return exists
 
 
 @dataclass(frozen=True)
@@ -166,9 +173,7 @@ def _terms_kernel(
     BLOCK: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    takes_part = row < count
-    if MASKED:
-        takes_part = tl.load(mask + row, mask=takes_part, other=0) != 0
+    takes_part = _takes_part(row, count, mask, MASKED)
     row_lse = tl.load(lse + row, mask=takes_part, other=float("-inf"))
     has_term = row_lse > float("-inf")
     weight = tl.load(grad + row, mask=takes_part & has_term, other=0.0)
