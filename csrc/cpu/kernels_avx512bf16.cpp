@@ -26,18 +26,19 @@ void backward(const LseCall& call) {
   in_pairs(call) ? lse_backward<Avx512Bf16>(call) : avx512_kernels.lse_backward(call);
 }
 
-// Row preparation is bound by memory, and sampling has no products: AVX-512's serve.
-void prepare_forward(const PrepareCall& call) { avx512_kernels.prepare_forward(call); }
-void prepare_backward(const PrepareCall& call) { avx512_kernels.prepare_backward(call); }
-int64_t sample_workspace(const SampleCall& call) { return avx512_kernels.sample_workspace(call); }
-void sample_pixels(const SampleCall& call) { avx512_kernels.sample_pixels(call); }
-
 }  // namespace
 
-const KernelTable avx512bf16_kernels = {
-    "avx512bf16",    workspace,        kept,             forward,       backward,
-    prepare_forward, prepare_backward, sample_workspace, sample_pixels,
-};
+// Row preparation is bound by memory, and sampling has no products: AVX-512's serve. (Its table is a constant,
+// there before this one is made.)
+const KernelTable avx512bf16_kernels = [] {
+  KernelTable table = avx512_kernels;
+  table.name = "avx512bf16";
+  table.lse_workspace = workspace;
+  table.lse_kept = kept;
+  table.lse_forward = forward;
+  table.lse_backward = backward;
+  return table;
+}();
 
 }  // namespace action_kernels
 

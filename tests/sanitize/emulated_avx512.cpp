@@ -1,8 +1,6 @@
 // The register blocking of AVX-512 (sixteen lanes, blocks of 8 × 48 and 6 × 64) in pairs of AVX2 registers, and
 // its products of bfloat16, so that a processor without them can test both. For tests only: slow.
-#include "pairwise_lse.h"
-#include "prepare_rows.h"
-#include "sample_pixels.h"
+#include "kernel_table.h"
 #include "vector_avx2.h"
 
 namespace {
@@ -67,18 +65,15 @@ struct EmulatedBf16 : EmulatedAvx512 {
 
 namespace action_kernels {
 
-const KernelTable emulated_avx512bf16_kernels = {
-    "emulated-avx512bf16",     lse_workspace<EmulatedBf16>, lse_kept<EmulatedBf16>,
-    lse_forward<EmulatedBf16>,
-    lse_backward<EmulatedBf16>, prepare_forward<EmulatedAvx512>, prepare_backward<EmulatedAvx512>,
-    sample_workspace,     sample_pixels<EmulatedAvx512>,
-};
+const KernelTable emulated_avx512_kernels = kernel_table<EmulatedAvx512>("emulated-avx512");
 
-const KernelTable emulated_avx512_kernels = {
-    "emulated-avx512",           lse_workspace<EmulatedAvx512>, lse_kept<EmulatedAvx512>,
-    lse_forward<EmulatedAvx512>,
-    lse_backward<EmulatedAvx512>, prepare_forward<EmulatedAvx512>, prepare_backward<EmulatedAvx512>,
-    sample_workspace,     sample_pixels<EmulatedAvx512>,
-};
+const KernelTable emulated_avx512bf16_kernels = [] {
+  KernelTable table = kernel_table<EmulatedAvx512>("emulated-avx512bf16");
+  table.lse_workspace = lse_workspace<EmulatedBf16>;
+  table.lse_kept = lse_kept<EmulatedBf16>;
+  table.lse_forward = lse_forward<EmulatedBf16>;
+  table.lse_backward = lse_backward<EmulatedBf16>;
+  return table;
+}();
 
 }  // namespace action_kernels

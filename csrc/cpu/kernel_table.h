@@ -1,0 +1,25 @@
+// Every kernel of one instruction set, for its translation unit: a new kernel is entered here once.
+#pragma once
+
+#include "pairwise_lse.h"
+#include "prepare_rows.h"
+#include "sample_pixels.h"
+
+namespace {
+
+template <class Vector>
+constexpr action_kernels::KernelTable kernel_table(const char* name) {
+  return {
+      name,
+      lse_workspace<Vector>,
+      lse_kept<Vector>,
+      lse_forward<Vector>,
+      lse_backward<Vector>,
+      prepare_forward<Vector>,
+      prepare_backward<Vector>,
+      sample_workspace,
+      sample_pixels<Vector>,
+  };
+}
+
+}  // namespace
