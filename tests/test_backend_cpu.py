@@ -621,3 +621,17 @@ def test_sanitizers_find_nothing(sanitizer):
     assert result.returncode == 0, result.stdout + result.stderr
     assert "portable: passed" in result.stdout
     assert "emulated-avx512bf16: passed" in result.stdout or platform.machine() != "x86_64"
+
+
+@pytest.mark.slow
+def test_neon_kernels_pass_the_drivers_checks():
+    """Compiled for 64-bit Arm and emulated, where this machine is another."""
+    from sanitize import run as sanitize
+
+    if sanitize.compiler("aarch64") is None or sanitize.emulator("aarch64") is None:
+        pytest.skip(
+            "needs aarch64-linux-gnu-g++ and qemu-aarch64 (Debian: g++-aarch64-linux-gnu, qemu-user)"
+        )
+    result = sanitize.run("aarch64")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "neon: passed" in result.stdout

@@ -5,8 +5,8 @@ them as they are (avx512bf16). ``torch.set_float32_matmul_precision("medium")`` 
 rows as well: about twice as fast, with inputs and weights rounded to bfloat16 (2⁻⁹ relative).
 
 Environment variables:
-    ACTION_KERNELS_CPU_ISA      the instruction set to use, "avx512bf16", "avx512", "avx2" or
-                                "portable"; else the best that the processor has.
+    ACTION_KERNELS_CPU_ISA      the instruction set to use, "avx512bf16", "avx512", "avx2", "neon"
+                                or "portable"; else the best that the processor has.
     ACTION_KERNELS_CPU_LIBRARY  another build of the library to load, for instance one with sanitizers.
 """
 
@@ -162,7 +162,7 @@ def unavailable(device_type: str) -> str | None:
 
 
 def instruction_set() -> str:
-    """The one in use: "avx512bf16", "avx512", "avx2" or "portable"."""
+    """The one in use: "avx512bf16", "avx512", "avx2", "neon" or "portable"."""
     name: bytes = _kernels().ak_cpu_isa()
     return name.decode()
 

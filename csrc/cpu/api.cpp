@@ -43,6 +43,8 @@ const Candidate candidates[] = {
     {&avx512bf16_kernels, has_avx512bf16},
     {&avx512_kernels, has_avx512},
     {&avx2_kernels, has_avx2},
+#elif defined(__aarch64__)
+    {&neon_kernels, always},  // every 64-bit Arm processor has it
 #endif
     {&portable_kernels, always},
 #if defined(AK_TEST_EMULATED_AVX512)
