@@ -21,7 +21,14 @@ from action_kernels import (
 from .cases import CLASS_NAMES
 from .configuration import Configuration
 from .mixing import PseudoLabelled, mix_slices
-from .networks import Embeddings, Pyramid, SegmentationModel, make_teacher, update_teacher
+from .networks import (
+    Embeddings,
+    Pyramid,
+    SegmentationModel,
+    build_network,
+    make_teacher,
+    update_teacher,
+)
 from .objectives import pseudo_label_loss, supervised_loss
 
 NUM_CLASSES = len(CLASS_NAMES)
@@ -51,7 +58,7 @@ class TrainingState:
 def new_state(config: Configuration, device: torch.device) -> TrainingState:
     """Networks, losses and optimiser at iteration 0, seeded by the configuration."""
     torch.manual_seed(config.seed)
-    student = SegmentationModel(config).to(device)
+    student = new_model(config).to(device)
     return TrainingState(
         config,
         device,
@@ -79,6 +86,20 @@ def new_state(config: Configuration, device: torch.device) -> TrainingState:
             seed=config.seed,
         ),
     )
+
+
+def new_model(config: Configuration) -> SegmentationModel:
+    """The network of the configuration with its representation head, randomly initialised."""
+    network = build_network(
+        "basic-unet",
+        spatial_dims=2,
+        in_channels=1,
+        num_classes=NUM_CLASSES,
+        widths=config.widths,
+        norm=config.norm,
+        dropout=config.dropout,
+    )
+    return SegmentationModel(network, 2, NUM_CLASSES, config.embedding_dim, config.head)
 
 
 def training_step(state: TrainingState, images: Tensor, labels: Tensor) -> Losses:

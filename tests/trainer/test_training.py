@@ -30,12 +30,11 @@ from action_kernels.trainer.mixing import (
 from action_kernels.trainer.networks import (
     DenseEmbeddings,
     SampledEmbeddings,
-    SegmentationModel,
     make_teacher,
     update_teacher,
 )
 from action_kernels.trainer.objectives import pseudo_label_loss, supervised_loss
-from action_kernels.trainer.step import new_state, set_learning_rate, training_step
+from action_kernels.trainer.step import new_model, new_state, set_learning_rate, training_step
 from action_kernels.trainer.theory import mirrored
 from action_kernels.trainer.training import Interrupted, run_training
 
@@ -332,7 +331,7 @@ def test_polynomial_decay(tiny_config):
 
 def test_both_heads_are_the_same_function(tiny_config):
     torch.manual_seed(0)
-    model = SegmentationModel(tiny_config()).double()
+    model = new_model(tiny_config()).double()
     _, pyramid = model(torch.randn(2, 1, 32, 32, dtype=torch.float64))
     assert [level.shape[1] for level in pyramid] == [8, 8, 8, 4, 4]
     labels = torch.randint(-1, 4, (2, 32, 32))
@@ -347,13 +346,13 @@ def test_the_network_is_monais(tiny_config):
     from monai.networks.nets.basic_unet import BasicUNet
 
     torch.manual_seed(0)
-    network = SegmentationModel(tiny_config()).network
+    network = new_model(tiny_config()).network
     image = torch.randn(2, 1, 32, 32)
     assert torch.equal(network(image)[0], BasicUNet.forward(network, image))
 
 
 def test_teacher_is_a_moving_average(tiny_config):
-    student = SegmentationModel(tiny_config(norm="batch"))
+    student = new_model(tiny_config(norm="batch"))
     teacher = make_teacher(student)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     with torch.no_grad():
