@@ -7,8 +7,28 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def values_readable(*tensors: Tensor | None) -> bool:
+    """Whether the numbers in `tensors` may be looked at: on the CPU and not while anything is traced.
+
+    Elsewhere a look would wait for a device, break a graph, or find no number: torch.compile, export,
+    make_fx and fake tensors, jit tracing, functorch transforms. What a look would have refused must
+    then come out as NaN.
+    """
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    if _get_current_dispatch_mode() is not None:
+        return False
+    return all(
+        t is None or (t.device.type == "cpu" and not isinstance(t, FakeTensor)) for t in tensors
+    )
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
@@ -94,10 +114,10 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 def check_labels(name: str, labels: Tensor, num_classes: int, ignore_index: int | None) -> None:
     """Every label is a class 0 … num_classes − 1 or `ignore_index`.
 
-    Read on the CPU only: elsewhere the look would wait for the device. Skipped while compiling.
+    Looked at where `values_readable`.
     """
     check_integer(name, labels)
-    if labels.device.type != "cpu" or labels.numel() == 0 or torch.compiler.is_compiling():
+    if labels.numel() == 0 or not values_readable(labels):
         return
     low, high = (int(bound) for bound in torch.aminmax(labels))
     if low >= 0 and high < num_classes:
@@ -112,8 +132,8 @@ def check_labels(name: str, labels: Tensor, num_classes: int, ignore_index: int 
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
-    """No NaN and no infinity; looked at where one cheap pass shows it (CPU, not compiling)."""
-    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
+    """No NaN and no infinity; looked at where `values_readable`."""
+    if not values_readable(tensor):
         return
     total = tensor.detach().sum(
         dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32
@@ -128,13 +148,12 @@ def check_finite(name: str, tensor: Tensor) -> None:
 def check_index(name: str, index: Tensor, limit: int) -> None:
     """int64 positions below `limit`; a negative one means "none".
 
-    The values are read on the CPU only: elsewhere the look would wait for the device. Skipped while
-    compiling.
+    Looked at where `values_readable`.
     """
     check_tensor(name, index)
     if index.dtype != torch.int64:
         raise TypeError(f"{name} must be an int64 tensor, got {index.dtype}")
-    if index.device.type != "cpu" or index.numel() == 0 or torch.compiler.is_compiling():
+    if index.numel() == 0 or not values_readable(index):
         return
     highest = int(index.max())
     if highest >= limit:
