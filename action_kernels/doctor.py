@@ -62,6 +62,8 @@ def _backends() -> Iterator[str]:
         kinds = sorted(backend.devices or {"cpu"})
         reasons = [registry.unavailable(backend.name, kind) for kind in kinds]
         state = "ready" if None in reasons else f"not available: {reasons[0]}"
+        if not backend.automatic:
+            state += f'; used if asked for: use_backend("{backend.name}")'
         yield f"{backend.name:<10} for {devices}: {state}"
         module = importlib.import_module(backend.module) if None in reasons else None
         describe = getattr(module, "describe", None)

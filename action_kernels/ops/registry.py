@@ -26,11 +26,15 @@ ENVIRONMENT_VARIABLE = "ACTION_KERNELS_BACKEND"
 
 @dataclass(frozen=True)
 class Backend:
-    """A set of kernels: its name, the module that registers them and the devices it is chosen for."""
+    """A set of kernels: its name, the module that registers them and the devices it can serve.
+
+    One that is not `automatic` is used only where it is asked for.
+    """
 
     name: str
     module: str
     devices: frozenset[str] | None  # None: every device
+    automatic: bool = True
 
     def serves(self, device_type: str) -> bool:
         return self.devices is None or device_type in self.devices
@@ -49,9 +53,11 @@ _resolved: dict[tuple[str, str, torch.dtype, str | None], Kernel] = {}
 _reported: set[str] = set()
 
 
-def declare(name: str, module: str, devices: frozenset[str] | None) -> None:
+def declare(
+    name: str, module: str, devices: frozenset[str] | None, *, automatic: bool = True
+) -> None:
     """Add a backend; those declared first are preferred."""
-    _backends[name] = Backend(name, module, devices)
+    _backends[name] = Backend(name, module, devices, automatic)
 
 
 def register(
@@ -191,7 +197,7 @@ def _search(
             raise RuntimeError(
                 f"{op}: backend {requested!r} cannot serve tensors on {device_type!r}: {reason}"
             )
-    order = [backend.name for backend in _backends.values() if backend.serves(device_type)]
+    order = [b.name for b in _backends.values() if b.automatic and b.serves(device_type)]
     if requested is not None:
         order = [requested, *(name for name in order if name != requested)]
     for name in order:

@@ -7,6 +7,8 @@
 
 #include "action_kernels_cuda.h"
 
+#define AK_EXPORT extern "C" __attribute__((visibility("default")))
+
 namespace ak {
 
 __device__ inline float to_float(float x) { return x; }

@@ -10,6 +10,7 @@ constexpr float kMinimumNorm = 1e-12f;
 constexpr int kWarp = 32;
 constexpr int kWarpsPerBlock = 8;
 constexpr int kTile = 32;  // pixels and channels of a transposed tile
+constexpr int64_t kMostBlocks = INT32_MAX;
 
 __device__ float warp_sum(float x) {
   for (int offset = kWarp / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(~0u, x, offset);
@@ -89,8 +90,9 @@ __global__ void map_forward(const In *x, int64_t d, int64_t spatial, const uint8
                             bool normalize, Out *rows, float *factors) {
   __shared__ float partial[kWarpsPerBlock][kTile];
   __shared__ float tile[kTile][kTile + 1];
-  const int64_t image = blockIdx.y;
-  const int64_t first = int64_t(blockIdx.x) * kTile;
+  const int64_t tiles = (spatial + kTile - 1) / kTile;
+  const int64_t image = blockIdx.x / tiles;
+  const int64_t first = blockIdx.x % tiles * kTile;
   const int64_t pixel = first + threadIdx.x;
   const bool valid =
       pixel < spatial && (mask == nullptr || mask[image * spatial + pixel]);
@@ -136,8 +138,9 @@ __global__ void map_backward(const Out *grad_rows, const In *x, const float *fac
                              int64_t spatial, bool normalize, In *grad_x) {
   __shared__ float partial[kWarpsPerBlock][kTile];
   __shared__ float tile[kTile][kTile + 1];
-  const int64_t image = blockIdx.y;
-  const int64_t first = int64_t(blockIdx.x) * kTile;
+  const int64_t tiles = (spatial + kTile - 1) / kTile;
+  const int64_t image = blockIdx.x / tiles;
+  const int64_t first = blockIdx.x % tiles * kTile;
   const int64_t pixel = first + threadIdx.x;
   const float factor = pixel < spatial ? factors[image * spatial + pixel] : 0.0f;
   const In *column = x + image * d * spatial + pixel;
@@ -170,20 +173,17 @@ __global__ void map_backward(const Out *grad_rows, const In *x, const float *fac
   }
 }
 
-dim3 map_grid(int64_t batch, int64_t spatial) {
-  return dim3(unsigned((spatial + kTile - 1) / kTile), unsigned(batch));
-}
+int64_t map_blocks(int64_t batch, int64_t spatial) { return batch * ((spatial + kTile - 1) / kTile); }
 
-unsigned row_blocks(int64_t n) { return unsigned((n + kWarpsPerBlock - 1) / kWarpsPerBlock); }
+int64_t row_blocks(int64_t n) { return (n + kWarpsPerBlock - 1) / kWarpsPerBlock; }
 
 bool bad_shape(int64_t batch, int64_t dim, int64_t spatial) {
-  return batch < 0 || dim < 0 || spatial < 0 || (spatial > 1 && batch > 65535);
+  return batch < 0 || dim < 0 || spatial < 0 ||
+         (spatial == 1 ? row_blocks(batch) : map_blocks(batch, spatial)) > kMostBlocks;
 }
 
 }  // namespace
 }  // namespace ak
-
-#define AK_EXPORT extern "C" __attribute__((visibility("default")))
 
 AK_EXPORT int ak_cuda_prepare_rows_forward(int device, void *stream, const void *features,
                                            int features_dtype, int64_t batch, int64_t dim,
@@ -202,10 +202,10 @@ AK_EXPORT int ak_cuda_prepare_rows_forward(int device, void *stream, const void 
       const auto *x = static_cast<const In *>(features);
       auto *y = static_cast<Out *>(rows);
       if (spatial == 1) {
-        rows_forward<<<row_blocks(batch), kWarp * kWarpsPerBlock, 0, queue>>>(
+        rows_forward<<<unsigned(row_blocks(batch)), kWarp * kWarpsPerBlock, 0, queue>>>(
             x, batch, dim, mask, normalize != 0, y, factors);
       } else {
-        map_forward<<<map_grid(batch, spatial), dim3(kTile, kWarpsPerBlock), 0, queue>>>(
+        map_forward<<<unsigned(map_blocks(batch, spatial)), dim3(kTile, kWarpsPerBlock), 0, queue>>>(
             x, dim, spatial, mask, normalize != 0, y, factors);
       }
       return cudaGetLastError();
@@ -232,10 +232,10 @@ AK_EXPORT int ak_cuda_prepare_rows_backward(int device, void *stream, const void
       const auto *x = static_cast<const In *>(features);
       auto *grad_x = static_cast<In *>(grad_features);
       if (spatial == 1) {
-        rows_backward<<<row_blocks(batch), kWarp * kWarpsPerBlock, 0, queue>>>(
+        rows_backward<<<unsigned(row_blocks(batch)), kWarp * kWarpsPerBlock, 0, queue>>>(
             g, x, factors, batch, dim, normalize != 0, grad_x);
       } else {
-        map_backward<<<map_grid(batch, spatial), dim3(kTile, kWarpsPerBlock), 0, queue>>>(
+        map_backward<<<unsigned(map_blocks(batch, spatial)), dim3(kTile, kWarpsPerBlock), 0, queue>>>(
             g, x, factors, dim, spatial, normalize != 0, grad_x);
       }
       return cudaGetLastError();

@@ -10,7 +10,7 @@
 
 #include <stdint.h>
 
-#define AK_CUDA_ABI_VERSION 1
+#define AK_CUDA_ABI_VERSION 2
 
 #define AK_CUDA_FLOAT32 0
 #define AK_CUDA_FLOAT16 1
@@ -26,8 +26,11 @@ extern "C" {
 int ak_cuda_abi_version(void);
 const char *ak_cuda_error_message(int code);
 
-/* Architectures the library holds machine code for, for instance "80 90a". */
+/* Architectures the library holds machine code for, as nvcc numbers them: "800,900" for 8.0 and 9.0. */
 const char *ak_cuda_architectures(void);
+
+/* What the kernels run on: "cuda", or "cpu" in a build for tests that emulates them. */
+const char *ak_cuda_device_type(void);
 
 /* rows[i] = factors[i] * x_i with factors[i] = 1 / norm, 1 (normalize == 0), or 0 for a row that the
  * mask leaves out (its values are not used) or whose norm is below 1e-12.
