@@ -40,10 +40,14 @@ def library(
         yield cuda.load()
         return
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(request.getfixturevalue("emulated_library")))
-    for forget in (cuda.load.cache_clear, registry._resolved.clear):
-        forget()
-        request.addfinalizer(forget)
+    _forget_libraries()
     yield cuda.load()
+    _forget_libraries()
+
+
+def _forget_libraries() -> None:
+    cuda.load.cache_clear()
+    registry._resolved.clear()
 
 
 @pytest.fixture
