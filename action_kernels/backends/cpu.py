@@ -27,7 +27,7 @@ from action_kernels.ops.prepare_rows import row_count
 from action_kernels.ops.registry import register
 
 LIBRARY = "libaction_kernels_cpu.so"
-ABI_VERSION = 2
+ABI_VERSION = 3
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 LABEL_DTYPES = {torch.int64: 0, torch.int32: 1, torch.int16: 2, torch.int8: 3, torch.uint8: 4}
 
@@ -44,6 +44,7 @@ class _Rows(ctypes.Structure):
         ("rows", ctypes.c_int64),
         ("row_stride", ctypes.c_int64),
         ("dtype", ctypes.c_int32),
+        ("labels", ctypes.c_void_p),
     ]
 
 

@@ -116,17 +116,21 @@ int check_rows(const ak_rows& rows, int64_t dim) {
   return AK_OK;
 }
 
-int start_lse_call(const ak_rows* anchors, const ak_rows* keys, int64_t dim, int allow_bfloat16, int pass, int threads,
-                   LseCall* call) {
+int start_pair_call(const ak_rows* anchors, const ak_rows* keys, int64_t dim, int relation, int allow_bfloat16,
+                    int pass, int threads, PairCall* call) {
   if (!anchors) return AK_MISSING_POINTER;
   if (int status = check_rows(*anchors, dim)) return status;
   if (keys) {
     if (int status = check_rows(*keys, dim)) return status;
   }
-  *call = LseCall{};
+  if (relation < AK_ANY_CLASS || relation > AK_DIFFERENT_CLASS) return AK_BAD_RELATION;
+  for (const ak_rows* rows : {anchors, keys}) {
+    if (rows && rows->rows > 0 && (rows->labels != nullptr) != (relation != AK_ANY_CLASS)) return AK_BAD_RELATION;
+  }
   call->anchors = *anchors;
   if (keys) call->keys = *keys;
   call->symmetric = !keys;
+  call->relation = relation;
   call->dim = dim;
   call->allow_bfloat16 = allow_bfloat16 != 0;
   call->pass = pass;
@@ -135,13 +139,25 @@ int start_lse_call(const ak_rows* anchors, const ak_rows* keys, int64_t dim, int
   return AK_OK;
 }
 
-int finish_lse_call(const KernelTable& table, double scale, void* workspace, int64_t workspace_bytes, LseCall* call) {
+int finish_pair_call(double scale, void* workspace, PairCall* call) {
   if (!(std::isfinite(scale) && scale > 0)) return AK_BAD_SCALE;
   if (!workspace) return AK_MISSING_POINTER;
   call->scale = scale;
   call->workspace = workspace;
   call->threads = usable_threads(call->threads);
-  return table.lse_workspace(*call) <= workspace_bytes ? AK_OK : AK_SMALL_WORKSPACE;
+  return AK_OK;
+}
+
+// The gradients that a backward pass is asked for, checked.
+int take_gradients(void* grad_anchors, void* grad_keys, PairCall* call) {
+  if (call->symmetric && grad_keys) return AK_MISSING_POINTER;
+  call->grad_anchors = grad_anchors;
+  call->grad_keys = grad_keys;
+  return AK_OK;
+}
+
+int pass_of(const void* grad_anchors, const void* grad_keys) {
+  return (grad_anchors ? AK_GRAD_ANCHORS : 0) | (grad_keys ? AK_GRAD_KEYS : 0);
 }
 
 int start_prepare_call(const ak_map* map, int rows_dtype, int normalize, int threads, PrepareCall* call) {
@@ -201,6 +217,7 @@ const char* ak_status_message(int status) {
     case AK_UNKNOWN_ISA: return "no such instruction set in this library";
     case AK_UNSUPPORTED_ISA: return "this processor or operating system lacks the instruction set";
     case AK_NO_MEMORY: return "the system refused memory or a thread";
+    case AK_BAD_RELATION: return "the relation is unknown, or labels and relation do not go together";
   }
   return "unknown status";
 }
@@ -235,53 +252,147 @@ const char* ak_cpu_openmp_library(void) {
   return "none";
 }
 
+namespace {
+
+// pairwise_lse and labelled_lse, which is the same with a relation.
+
+int64_t lse_workspace(const ak_rows* anchors, const ak_rows* keys, int64_t dim, int relation, int allow_bfloat16,
+                      int pass, int threads) {
+  LseCall call{};
+  if (int status = start_pair_call(anchors, keys, dim, relation, allow_bfloat16, pass, threads, &call)) return -status;
+  return kernels().lse_workspace(call);
+}
+
+int lse_forward(LseCall& call, double scale, void* workspace, int64_t workspace_bytes) {
+  const KernelTable& table = kernels();  // once: another thread may choose another one
+  if (int status = finish_pair_call(scale, workspace, &call)) return status;
+  if (table.lse_workspace(call) > workspace_bytes) return AK_SMALL_WORKSPACE;
+  if (call.anchors.rows > 0 && !call.lse) return AK_MISSING_POINTER;
+  return run(table.lse_forward, call);
+}
+
+int lse_backward(LseCall& call, double scale, void* grad_anchors, void* grad_keys, void* workspace,
+                 int64_t workspace_bytes) {
+  const KernelTable& table = kernels();  // once: another thread may choose another one
+  if (int status = finish_pair_call(scale, workspace, &call)) return status;
+  if (table.lse_workspace(call) > workspace_bytes) return AK_SMALL_WORKSPACE;
+  if (call.anchors.rows > 0 && (!call.grad_lse || !call.saved_lse)) return AK_MISSING_POINTER;
+  if (int status = take_gradients(grad_anchors, grad_keys, &call)) return status;
+  return run(table.lse_backward, call);
+}
+
+}  // namespace
+
 int64_t ak_cpu_pairwise_lse_workspace(const ak_rows* anchors, const ak_rows* keys, int64_t dim, int allow_bfloat16,
                                       int pass, int threads) {
-  LseCall call;
-  if (int status = start_lse_call(anchors, keys, dim, allow_bfloat16, pass, threads, &call)) return -status;
-  return kernels().lse_workspace(call);
+  return lse_workspace(anchors, keys, dim, AK_ANY_CLASS, allow_bfloat16, pass, threads);
 }
 
 int64_t ak_cpu_pairwise_lse_kept(const ak_rows* anchors, const ak_rows* keys, int64_t dim, int allow_bfloat16,
                                  int threads) {
-  LseCall call;
-  if (int status = start_lse_call(anchors, keys, dim, allow_bfloat16, AK_FORWARD, threads, &call)) return -status;
-  return kernels().lse_kept(call);
+  LseCall call{};
+  const int status = start_pair_call(anchors, keys, dim, AK_ANY_CLASS, allow_bfloat16, AK_FORWARD, threads, &call);
+  return status ? -status : kernels().lse_kept(call);
 }
 
 int ak_cpu_pairwise_lse_forward(const ak_rows* anchors, const ak_rows* keys, int64_t dim, double scale,
                                 int allow_bfloat16, float* lse, void* kept, int64_t kept_bytes, int threads,
                                 void* workspace, int64_t workspace_bytes) {
-  LseCall call;
-  if (int status = start_lse_call(anchors, keys, dim, allow_bfloat16, AK_FORWARD, threads, &call)) return status;
-  const KernelTable& table = kernels();  // once: another thread may choose another one
-  if (int status = finish_lse_call(table, scale, workspace, workspace_bytes, &call)) return status;
-  if (anchors->rows > 0 && !lse) return AK_MISSING_POINTER;
+  LseCall call{};
+  const int status = start_pair_call(anchors, keys, dim, AK_ANY_CLASS, allow_bfloat16, AK_FORWARD, threads, &call);
+  if (status) return status;
   call.lse = lse;
   call.kept = kept;
   call.kept_bytes = kept_bytes;
-  return run(table.lse_forward, call);
+  return lse_forward(call, scale, workspace, workspace_bytes);
 }
 
 int ak_cpu_pairwise_lse_backward(const ak_rows* anchors, const ak_rows* keys, int64_t dim, double scale,
                                  int allow_bfloat16, const float* grad_lse, const float* lse, void* kept,
                                  int64_t kept_bytes, void* grad_anchors, void* grad_keys, int threads,
                                  void* workspace, int64_t workspace_bytes) {
-  const int pass = (grad_anchors ? AK_GRAD_ANCHORS : 0) | (grad_keys ? AK_GRAD_KEYS : 0);
+  const int pass = pass_of(grad_anchors, grad_keys);
   if (pass == 0) return AK_OK;
-  LseCall call;
-  if (int status = start_lse_call(anchors, keys, dim, allow_bfloat16, pass, threads, &call)) return status;
-  const KernelTable& table = kernels();  // once: another thread may choose another one
-  if (int status = finish_lse_call(table, scale, workspace, workspace_bytes, &call)) return status;
-  if (anchors->rows > 0 && (!grad_lse || !lse)) return AK_MISSING_POINTER;
-  if (!keys && (grad_keys || !grad_anchors)) return AK_MISSING_POINTER;
+  LseCall call{};
+  const int status = start_pair_call(anchors, keys, dim, AK_ANY_CLASS, allow_bfloat16, pass, threads, &call);
+  if (status) return status;
   call.grad_lse = grad_lse;
   call.saved_lse = lse;
-  call.grad_anchors = grad_anchors;
   call.kept = kept;
   call.kept_bytes = kept_bytes;
-  call.grad_keys = grad_keys;
-  return run(table.lse_backward, call);
+  return lse_backward(call, scale, grad_anchors, grad_keys, workspace, workspace_bytes);
+}
+
+int64_t ak_cpu_labelled_lse_workspace(const ak_rows* anchors, const ak_rows* keys, int64_t dim, int allow_bfloat16,
+                                      int pass, int threads) {
+  return lse_workspace(anchors, keys, dim, AK_SAME_CLASS, allow_bfloat16, pass, threads);
+}
+
+int ak_cpu_labelled_lse_forward(const ak_rows* anchors, const ak_rows* keys, int64_t dim, double scale, int relation,
+                                int allow_bfloat16, float* lse, int threads, void* workspace,
+                                int64_t workspace_bytes) {
+  LseCall call{};
+  const int status = start_pair_call(anchors, keys, dim, relation, allow_bfloat16, AK_FORWARD, threads, &call);
+  if (status) return status;
+  call.lse = lse;
+  return lse_forward(call, scale, workspace, workspace_bytes);
+}
+
+int ak_cpu_labelled_lse_backward(const ak_rows* anchors, const ak_rows* keys, int64_t dim, double scale, int relation,
+                                 int allow_bfloat16, const float* grad_lse, const float* lse, void* grad_anchors,
+                                 void* grad_keys, int threads, void* workspace, int64_t workspace_bytes) {
+  const int pass = pass_of(grad_anchors, grad_keys);
+  if (pass == 0) return AK_OK;
+  LseCall call{};
+  const int status = start_pair_call(anchors, keys, dim, relation, allow_bfloat16, pass, threads, &call);
+  if (status) return status;
+  call.grad_lse = grad_lse;
+  call.saved_lse = lse;
+  return lse_backward(call, scale, grad_anchors, grad_keys, workspace, workspace_bytes);
+}
+
+int64_t ak_cpu_pairwise_softplus_workspace(const ak_rows* anchors, const ak_rows* keys, int64_t dim,
+                                           int allow_bfloat16, int pass, int threads) {
+  SoftplusCall call{};
+  const int status = start_pair_call(anchors, keys, dim, AK_SAME_CLASS, allow_bfloat16, pass, threads, &call);
+  return status ? -status : kernels().softplus_workspace(call);
+}
+
+int ak_cpu_pairwise_softplus_forward(const ak_rows* anchors, const ak_rows* keys, int64_t dim, double scale,
+                                     int relation, int allow_bfloat16, const float* offsets, float* values,
+                                     int threads, void* workspace, int64_t workspace_bytes) {
+  SoftplusCall call{};
+  if (relation == AK_ANY_CLASS) return AK_BAD_RELATION;
+  int status = start_pair_call(anchors, keys, dim, relation, allow_bfloat16, AK_FORWARD, threads, &call);
+  if (status) return status;
+  const KernelTable& table = kernels();  // once: another thread may choose another one
+  if ((status = finish_pair_call(scale, workspace, &call))) return status;
+  if (table.softplus_workspace(call) > workspace_bytes) return AK_SMALL_WORKSPACE;
+  if (anchors->rows > 0 && (!offsets || !values)) return AK_MISSING_POINTER;
+  call.offsets = offsets;
+  call.values = values;
+  return run(table.softplus_forward, call);
+}
+
+int ak_cpu_pairwise_softplus_backward(const ak_rows* anchors, const ak_rows* keys, int64_t dim, double scale,
+                                      int relation, int allow_bfloat16, const float* offsets,
+                                      const float* grad_values, void* grad_anchors, void* grad_keys,
+                                      float* grad_offsets, int threads, void* workspace, int64_t workspace_bytes) {
+  SoftplusCall call{};
+  if (relation == AK_ANY_CLASS) return AK_BAD_RELATION;
+  const int pass = pass_of(grad_anchors, grad_keys) | (grad_offsets ? AK_GRAD_OFFSETS : 0);
+  if (pass == 0) return AK_OK;
+  int status = start_pair_call(anchors, keys, dim, relation, allow_bfloat16, pass, threads, &call);
+  if (status) return status;
+  const KernelTable& table = kernels();  // once: another thread may choose another one
+  if ((status = finish_pair_call(scale, workspace, &call))) return status;
+  if (table.softplus_workspace(call) > workspace_bytes) return AK_SMALL_WORKSPACE;
+  if (anchors->rows > 0 && (!offsets || !grad_values)) return AK_MISSING_POINTER;
+  if ((status = take_gradients(grad_anchors, grad_keys, &call))) return status;
+  call.offsets = offsets;
+  call.grad_values = grad_values;
+  call.grad_offsets = grad_offsets;
+  return run(table.softplus_backward, call);
 }
 
 int ak_cpu_prepare_rows_forward(const ak_map* map, const uint8_t* mask, int normalize, void* rows, int rows_dtype,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "pairwise_lse.h"
+#include "pairwise_softplus.h"
 #include "prepare_rows.h"
 #include "sample_pixels.h"
 
@@ -15,6 +16,9 @@ constexpr action_kernels::KernelTable kernel_table(const char* name) {
       lse_kept<Vector>,
       lse_forward<Vector>,
       lse_backward<Vector>,
+      softplus_workspace<Vector>,
+      softplus_forward<Vector>,
+      softplus_backward<Vector>,
       prepare_forward<Vector>,
       prepare_backward<Vector>,
       sample_workspace,

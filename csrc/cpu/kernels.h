@@ -5,24 +5,35 @@
 
 namespace action_kernels {
 
-// One call of pairwise_lse, checked. Symmetric: keys is unused.
-struct LseCall {
+// What calls on pairs of rows have in common, checked. Symmetric: keys is unused.
+struct PairCall {
   ak_rows anchors;
   ak_rows keys;
   bool symmetric;
+  int relation;  // ak_relation
   int64_t dim;
   double scale;
   bool allow_bfloat16;
   int pass;  // ak_pass
   int threads;
+  void* grad_anchors;
+  void* grad_keys;
+  void* workspace;
+};
+
+struct LseCall : PairCall {
   float* lse;              // forward
   const float* grad_lse;   // backward
   const float* saved_lse;  // backward
-  void* grad_anchors;
-  void* grad_keys;
   void* kept;  // what the forward pass leaves to the backward pass, or NULL
   int64_t kept_bytes;
-  void* workspace;
+};
+
+struct SoftplusCall : PairCall {
+  const float* offsets;
+  float* values;             // forward
+  const float* grad_values;  // backward
+  float* grad_offsets;       // backward, or NULL
 };
 
 struct PrepareCall {
@@ -52,6 +63,9 @@ struct KernelTable {
   int64_t (*lse_kept)(const LseCall&);
   void (*lse_forward)(const LseCall&);
   void (*lse_backward)(const LseCall&);
+  int64_t (*softplus_workspace)(const SoftplusCall&);
+  void (*softplus_forward)(const SoftplusCall&);
+  void (*softplus_backward)(const SoftplusCall&);
   void (*prepare_forward)(const PrepareCall&);
   void (*prepare_backward)(const PrepareCall&);
   int64_t (*sample_workspace)(const SampleCall&);

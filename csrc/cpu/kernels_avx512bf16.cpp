@@ -5,12 +5,13 @@
 #endif
 
 #include "pairwise_lse.h"
+#include "pairwise_softplus.h"
 #include "vector_avx512bf16.h"
 
 namespace action_kernels {
 namespace {
 
-bool in_pairs(const LseCall& call) { return call.anchors.dtype == AK_BFLOAT16 || call.allow_bfloat16; }
+bool in_pairs(const PairCall& call) { return call.anchors.dtype == AK_BFLOAT16 || call.allow_bfloat16; }
 
 int64_t workspace(const LseCall& call) {
   return in_pairs(call) ? lse_workspace<Avx512Bf16>(call) : avx512_kernels.lse_workspace(call);
@@ -26,6 +27,18 @@ void backward(const LseCall& call) {
   in_pairs(call) ? lse_backward<Avx512Bf16>(call) : avx512_kernels.lse_backward(call);
 }
 
+int64_t softplus_workspace(const SoftplusCall& call) {
+  return in_pairs(call) ? ::softplus_workspace<Avx512Bf16>(call) : avx512_kernels.softplus_workspace(call);
+}
+
+void softplus_forward(const SoftplusCall& call) {
+  in_pairs(call) ? ::softplus_forward<Avx512Bf16>(call) : avx512_kernels.softplus_forward(call);
+}
+
+void softplus_backward(const SoftplusCall& call) {
+  in_pairs(call) ? ::softplus_backward<Avx512Bf16>(call) : avx512_kernels.softplus_backward(call);
+}
+
 }  // namespace
 
 // Row preparation is bound by memory, and sampling has no products: AVX-512's serve. (Its table is a constant,
@@ -37,6 +50,9 @@ const KernelTable avx512bf16_kernels = [] {
   table.lse_kept = kept;
   table.lse_forward = forward;
   table.lse_backward = backward;
+  table.softplus_workspace = softplus_workspace;
+  table.softplus_forward = softplus_forward;
+  table.softplus_backward = softplus_backward;
   return table;
 }();
 

@@ -12,6 +12,7 @@
 
 #include <cstring>
 
+#include "classes.h"
 #include "micro_kernels.h"
 #include "numbers.h"
 #include "parallel.h"
@@ -80,16 +81,18 @@ PackedRows take_packed_rows(Arena& arena, const ak_rows& rows, int64_t dim, Uses
     if (uses.features) packed.features = arena.take<float>(whole_slices(dim) * (packed.capacity / I::depth));
   }
   packed.panels = uses.panels ? arena.take<float>(packed.capacity * words) : nullptr;
-  packed.index = rows.mask ? arena.take<int64_t>(rows.rows) : nullptr;
+  packed.index = rows.mask || rows.labels ? arena.take<int64_t>(rows.rows) : nullptr;
   packed.panel_norms = arena.take<float>(packed.capacity / panel);
   return packed;
 }
 
-// Which rows are valid; sets index, valid and padded.
+// Which rows are valid, those with labels in the order of their classes; sets index, valid and padded.
 template <class I>
 void select_rows(const ak_rows& rows, PackedRows& packed) {
   packed.valid = rows.rows;
-  if (rows.mask) {
+  if (rows.labels) {
+    packed.valid = action_kernels::order_by_class(rows.labels, rows.rows, packed.index);
+  } else if (rows.mask) {
     packed.valid = 0;
     for (int64_t row = 0; row < rows.rows; ++row) {
       if (rows.mask[row]) packed.index[packed.valid++] = row;

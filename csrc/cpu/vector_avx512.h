@@ -24,6 +24,9 @@ struct Avx512 {
   static Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
   // a · b + c of words.
   static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
+  static Vec divide(Vec a, Vec b) { return _mm512_div_ps(a, b); }
+  // The smaller of bound and x; x where x is NaN.
+  static Vec at_most(Vec bound, Vec x) { return _mm512_min_ps(bound, x); }
   // The larger of bound and x; x where x is NaN.
   static Vec at_least(Vec bound, Vec x) { return _mm512_max_ps(bound, x); }
   // The sum of the lanes' bits as integers.

@@ -24,7 +24,10 @@ struct Neon {
   static Vec fma(Vec a, Vec b, Vec c) { return vfmaq_f32(c, a, b); }
   // a · b + c of words.
   static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
-  // The larger of bound and x; x where x is NaN (a comparison with NaN is false).
+  static Vec divide(Vec a, Vec b) { return vdivq_f32(a, b); }
+  // The smaller of bound and x; x where x is NaN (a comparison with NaN is false).
+  static Vec at_most(Vec bound, Vec x) { return vbslq_f32(vcltq_f32(bound, x), bound, x); }
+  // The larger of bound and x; x where x is NaN.
   static Vec at_least(Vec bound, Vec x) { return vbslq_f32(vcgtq_f32(bound, x), bound, x); }
   // The sum of the lanes' bits as integers.
   static Vec add_bits(Vec a, Vec b) {

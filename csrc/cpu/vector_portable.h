@@ -29,6 +29,9 @@ struct Portable {
   static Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
   // a · b + c of words.
   static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
+  static Vec divide(Vec a, Vec b) { return a / b; }
+  // The smaller of bound and x; x where x is NaN.
+  static Vec at_most(Vec bound, Vec x) { return bound < x ? bound : x; }
   // The larger of bound and x; x where x is NaN.
   static Vec at_least(Vec bound, Vec x) { return bound > x ? bound : x; }
   // The sum of the lanes' bits as integers.

@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a signature, struct or the meaning of an argument changes. */
-#define AK_ABI_VERSION 2
+#define AK_ABI_VERSION 3
 
 AK_API int ak_abi_version(void);
 
@@ -37,7 +37,8 @@ enum ak_status {
   AK_SMALL_WORKSPACE = 5, /* fewer bytes than the workspace query asks for */
   AK_UNKNOWN_ISA = 6,     /* no such instruction set in this library */
   AK_UNSUPPORTED_ISA = 7, /* compiled in, but this processor or system lacks it */
-  AK_NO_MEMORY = 8        /* the system refused memory or a thread */
+  AK_NO_MEMORY = 8,       /* the system refused memory or a thread */
+  AK_BAD_RELATION = 9     /* not one of ak_relation, or one of them without labels */
 };
 
 /* English text for a status; never NULL. */
@@ -64,16 +65,21 @@ AK_API const char* ak_cpu_openmp_library(void);
 
 /* ---------------------------------------------------------------- CPU: pairwise_lse */
 
-/* Rows of a (rows, dim) matrix. Rows with mask[i] == 0 are left out; what they hold is never used. */
+/* Rows of a (rows, dim) matrix. Rows with mask[i] == 0, or with labels[i] < 0, are left out; what they hold is
+ * never used. One of mask and labels is NULL. */
 typedef struct ak_rows {
   const void* data;
   const uint8_t* mask; /* NULL: every row takes part */
   int64_t rows;
   int64_t row_stride; /* in elements */
   int32_t dtype;      /* ak_dtype */
+  const int64_t* labels; /* classes; NULL where no relation is asked for */
 } ak_rows;
 
-enum ak_pass { AK_FORWARD = 0, AK_GRAD_ANCHORS = 1, AK_GRAD_KEYS = 2 };
+/* Which pairs count, by their labels. */
+enum ak_relation { AK_ANY_CLASS = 0, AK_SAME_CLASS = 1, AK_DIFFERENT_CLASS = 2 };
+
+enum ak_pass { AK_FORWARD = 0, AK_GRAD_ANCHORS = 1, AK_GRAD_KEYS = 2, AK_GRAD_OFFSETS = 4 };
 
 /* Bytes of workspace for a pass: AK_FORWARD, or the sum of the gradients wanted. Negative: −ak_status.
  * It depends on the instruction set in use, the thread count and the shapes, not on the data. */
@@ -110,6 +116,45 @@ AK_API int ak_cpu_pairwise_lse_backward(const ak_rows* anchors, const ak_rows* k
                                         const float* lse, void* kept, int64_t kept_bytes,
                                         void* grad_anchors, void* grad_keys, int threads,
                                         void* workspace, int64_t workspace_bytes);
+
+/* ---------------------------------------------------------------- CPU: pairs by their classes */
+
+/* These take rows with labels, and a relation AK_SAME_CLASS or AK_DIFFERENT_CLASS: a pair counts if the labels
+ * of anchor and key are so related (and, where keys == NULL, j != i). Everything else is as above. */
+
+/* Bytes of workspace for a pass. Negative: −ak_status. */
+AK_API int64_t ak_cpu_labelled_lse_workspace(const ak_rows* anchors, const ak_rows* keys, int64_t dim,
+                                             int allow_bfloat16, int pass, int threads);
+
+/* lse[i] = log Σ_j exp(scale · anchors_i · keys_j) over the pairs that count; −inf where none does, 0 for an
+ * anchor without a label. */
+AK_API int ak_cpu_labelled_lse_forward(const ak_rows* anchors, const ak_rows* keys, int64_t dim, double scale,
+                                       int relation, int allow_bfloat16, float* lse, int threads,
+                                       void* workspace, int64_t workspace_bytes);
+
+AK_API int ak_cpu_labelled_lse_backward(const ak_rows* anchors, const ak_rows* keys, int64_t dim,
+                                        double scale, int relation, int allow_bfloat16,
+                                        const float* grad_lse, const float* lse, void* grad_anchors,
+                                        void* grad_keys, int threads, void* workspace,
+                                        int64_t workspace_bytes);
+
+/* Bytes of workspace for a pass; AK_GRAD_OFFSETS alone, or with others, needs no more of its own. */
+AK_API int64_t ak_cpu_pairwise_softplus_workspace(const ak_rows* anchors, const ak_rows* keys, int64_t dim,
+                                                  int allow_bfloat16, int pass, int threads);
+
+/* values[i] = Σ_j log(1 + exp(x_ij)) over the pairs that count, 0 where none does, with
+ * x_ij = offsets[i] − scale · anchors_i · keys_j if they are of the same class, else offsets[i] + scale · …. */
+AK_API int ak_cpu_pairwise_softplus_forward(const ak_rows* anchors, const ak_rows* keys, int64_t dim,
+                                            double scale, int relation, int allow_bfloat16,
+                                            const float* offsets, float* values, int threads,
+                                            void* workspace, int64_t workspace_bytes);
+
+/* Gradients of Σ_i grad_values[i] · values[i]; grad_offsets (anchors->rows), or NULL if not wanted. */
+AK_API int ak_cpu_pairwise_softplus_backward(const ak_rows* anchors, const ak_rows* keys, int64_t dim,
+                                             double scale, int relation, int allow_bfloat16,
+                                             const float* offsets, const float* grad_values,
+                                             void* grad_anchors, void* grad_keys, float* grad_offsets,
+                                             int threads, void* workspace, int64_t workspace_bytes);
 
 /* ---------------------------------------------------------------- CPU: prepare_rows */
 

@@ -27,6 +27,8 @@ struct EmulatedAvx512 {
   static Vec multiply(Vec a, Vec b) { return {Avx2::multiply(a.low, b.low), Avx2::multiply(a.high, b.high)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {Avx2::fma(a.low, b.low, c.low), Avx2::fma(a.high, b.high, c.high)}; }
   static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
+  static Vec divide(Vec a, Vec b) { return {Avx2::divide(a.low, b.low), Avx2::divide(a.high, b.high)}; }
+  static Vec at_most(Vec bound, Vec x) { return {Avx2::at_most(bound.low, x.low), Avx2::at_most(bound.high, x.high)}; }
   static Vec at_least(Vec bound, Vec x) {
     return {Avx2::at_least(bound.low, x.low), Avx2::at_least(bound.high, x.high)};
   }
@@ -73,6 +75,9 @@ const KernelTable emulated_avx512bf16_kernels = [] {
   table.lse_kept = lse_kept<EmulatedBf16>;
   table.lse_forward = lse_forward<EmulatedBf16>;
   table.lse_backward = lse_backward<EmulatedBf16>;
+  table.softplus_workspace = softplus_workspace<EmulatedBf16>;
+  table.softplus_forward = softplus_forward<EmulatedBf16>;
+  table.softplus_backward = softplus_backward<EmulatedBf16>;
   return table;
 }();
 

@@ -47,7 +47,8 @@ def emulator(kind: str) -> list[str] | None:
 
 def sources(machine: str) -> dict[Path, list[str]]:
     """Each source file and the flags of its instruction set."""
-    files = {HERE / "driver.cpp": [], KERNELS / "api.cpp": [], KERNELS / "kernels_portable.cpp": []}
+    files = {HERE / "driver.cpp": [], KERNELS / "kernels_portable.cpp": []}
+    files |= {KERNELS / name: [] for name in ("api.cpp", "classes.cpp")}
     if machine == "aarch64":
         files[KERNELS / "kernels_neon.cpp"] = []
     if machine in ("x86_64", "AMD64"):
