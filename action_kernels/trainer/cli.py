@@ -26,6 +26,7 @@ INTERRUPTED = 130
 # What may differ when a run goes on: where it runs and what it records, not what it computes.
 RESUME_MAY_CHANGE = (
     "data",
+    "allow_missing",
     "device",
     "num_workers",
     "log_every",

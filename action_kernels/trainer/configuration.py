@@ -30,6 +30,9 @@ class Configuration:
     data: str = _setting("phantom", "a folder with ACDC (h5 or NIfTI layout), or 'phantom'")
     labelled_patients: int = _setting(7, "patients of the training list whose labels are used")
     phantom_patients: int = _setting(24, "patients to generate when data is 'phantom'")
+    allow_missing: bool = _setting(
+        False, "go on without patients that the data's lists name but that are not on disk"
+    )
     patch_size: int = _setting(
         256, "slices are resized to this many pixels a side, a multiple of 16"
     )

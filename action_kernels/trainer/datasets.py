@@ -15,8 +15,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .augmentation import resize, rotate_and_flip, standardise
-from .cases import Case
 from .configuration import Configuration
+from .data import Case
 from .errors import TrainerError
 
 UNLABELLED = -1
@@ -46,11 +46,12 @@ class SliceDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.config = config
         for case in labelled:
             volume = case.read()
-            self.images.extend(standardise(volume.image))
+            assert volume.label is not None  # a split's labelled cases have one
+            self.images.extend(standardise(volume.image[0]))
             self.labels.extend(volume.label)
         self.labelled_count = len(self.images)
         for case in unlabelled:
-            self.images.extend(standardise(case.read().image))
+            self.images.extend(standardise(case.read().image[0]))
         self.labels.extend([None] * (len(self.images) - self.labelled_count))
         if 0 in (self.labelled_count, len(self.images) - self.labelled_count):
             raise TrainerError(

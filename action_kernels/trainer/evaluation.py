@@ -20,11 +20,11 @@ import torch
 from torch import nn
 
 from .augmentation import resize, standardise
-from .cases import CLASS_NAMES, Case, Volume
 from .configuration import Configuration
+from .data import ACDC, Case, Volume
 from .metrics import MEASURES, Scores, score
 
-FOREGROUND = CLASS_NAMES[1:]
+FOREGROUND = ACDC.foreground
 SLICES_AT_ONCE = 8
 
 
@@ -65,10 +65,11 @@ def evaluate_cases(
     try:
         for case in cases:
             volume = case.read()
-            prediction = predict(network, volume.image, config, device)
+            assert volume.label is not None  # a split's cases have one
+            prediction = predict(network, volume.image[0], config, device)
             scores = {
                 name: score(prediction == number, volume.label == number)
-                for number, name in enumerate(CLASS_NAMES)
+                for number, name in enumerate(ACDC.classes)
                 if number > 0
             }
             yield CaseResult(case, volume, prediction, scores)
@@ -119,11 +120,9 @@ def write_summary(summary: dict[str, Any], about: dict[str, Any], folder: Path) 
 
 
 def write_prediction(result: CaseResult, folder: Path) -> Path:
-    """The prediction as ``<case>.nii.gz`` with the affine of the input, axes (column, row, slice) as in ACDC."""
-    path = folder / f"{result.case.name}.nii.gz"
-    nibabel.save(
-        nibabel.Nifti1Image(result.prediction.transpose(2, 1, 0), result.volume.affine), path
-    )
+    """The prediction as ``<case>.nii.gz`` on the grid of the input."""
+    path, grid = folder / f"{result.case.name}.nii.gz", result.volume.grid
+    nibabel.save(nibabel.Nifti1Image(grid.to_file(result.prediction), grid.affine), path)
     return path
 
 

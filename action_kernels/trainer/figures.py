@@ -12,10 +12,10 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from .cases import CLASS_NAMES
+from .data import ACDC
 from .evaluation import FOREGROUND, CaseResult
 
-COLOURS = ("#00000000", "#3b8bea", "#f2b134", "#e4405f")  # background (transparent), RV, Myo, LV
+COLOURS = ACDC.colours
 LOSS_COLOURS = {
     "supervised": "#444444",
     "pseudo_label": "#3b8bea",
@@ -40,7 +40,7 @@ def _new_figure(width: float, height: float) -> Figure:
 def _legend(figure: Figure) -> None:
     patches = [
         Patch(color=colour, label=name)
-        for name, colour in zip(CLASS_NAMES[1:], COLOURS[1:], strict=True)
+        for name, colour in zip(ACDC.foreground, COLOURS[1:], strict=True)
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False)
 
@@ -58,7 +58,7 @@ def _show(
             interpolation="nearest",
             alpha=0.55,
         )
-        for number in range(1, len(CLASS_NAMES)):
+        for number in range(1, ACDC.num_classes):
             if (label == number).any():
                 axes.contour(label == number, [0.5], colors=[COLOURS[number]], linewidths=0.9)
     axes.set_xticks([])
@@ -95,7 +95,8 @@ def _limits(image: np.ndarray) -> tuple[float, float]:
 
 def case_figure(result: CaseResult, path: Path) -> None:
     """Rows: a basal, a middle and an apical slice. Columns: the image, the truth, the prediction."""
-    label, image = result.volume.label, result.volume.image
+    label, image = result.volume.label, result.volume.image[0]
+    assert label is not None  # it was scored
     slices, crop, limits = shown_slices(label), _crop(label | result.prediction), _limits(image)
     figure = _new_figure(6.4, 7.2)
     grid = figure.subplots(len(slices), 3, squeeze=False)
@@ -117,7 +118,8 @@ def gallery_figure(results: Sequence[CaseResult], path: Path) -> None:
     figure = _new_figure(1.9 * len(results) + 0.3, 6.4)
     grid = figure.subplots(3, len(results), squeeze=False)
     for column, result in zip(grid.T, results, strict=True):
-        label, image = result.volume.label, result.volume.image
+        label, image = result.volume.label, result.volume.image[0]
+        assert label is not None  # it was scored
         number, crop = shown_slices(label)[1], _crop(label | result.prediction)
         for axes, overlay in zip(column, (None, label, result.prediction), strict=True):
             _show(

@@ -12,10 +12,10 @@ import torch
 from action_kernels import __version__
 
 from .configuration import Configuration
+from .data import Split
 from .evaluation import CaseResult, summarise, table, write_prediction, write_summary
 from .figures import case_figure, gallery_figure
 from .metrics import Scores
-from .splits import Split
 from .theory import sentence
 
 GALLERY_CASES = 6

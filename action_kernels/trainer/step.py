@@ -18,8 +18,8 @@ from action_kernels import (
     sample_pixels,
 )
 
-from .cases import CLASS_NAMES
 from .configuration import Configuration
+from .data import ACDC
 from .mixing import PseudoLabelled, mix_slices
 from .networks import (
     Embeddings,
@@ -31,7 +31,7 @@ from .networks import (
 )
 from .objectives import pseudo_label_loss, supervised_loss
 
-NUM_CLASSES = len(CLASS_NAMES)
+NUM_CLASSES = ACDC.num_classes
 Losses = dict[str, Tensor]
 
 

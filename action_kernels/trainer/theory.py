@@ -14,8 +14,8 @@ from action_kernels import sample_pixels
 from action_kernels.diagnostics import Alignment, ClassMeans, NearestCenterError, theorem_condition
 
 from .augmentation import resize, standardise
-from .cases import CLASS_NAMES, Case
 from .configuration import Configuration
+from .data import ACDC, Case
 from .evaluation import SLICES_AT_ONCE
 from .step import TrainingState
 
@@ -30,8 +30,8 @@ def measure_embeddings(state: TrainingState, cases: Sequence[Case]) -> dict[str,
     no pixel defines are None.
     """
     centers = state.saacl.allocated_centers()
-    alignment = Alignment(len(CLASS_NAMES))
-    means = ClassMeans(len(CLASS_NAMES))
+    alignment = Alignment(ACDC.num_classes)
+    means = ClassMeans(ACDC.num_classes)
     error = NearestCenterError(centers)
     generator = torch.Generator(state.device).manual_seed(state.config.seed)
     state.student.eval()
@@ -42,7 +42,7 @@ def measure_embeddings(state: TrainingState, cases: Sequence[Case]) -> dict[str,
                 None,
                 labels,
                 PIXELS_PER_CLASS,
-                num_classes=len(CLASS_NAMES),
+                num_classes=ACDC.num_classes,
                 generator=generator,
             )
             index = index[index >= 0]
@@ -60,7 +60,7 @@ def measure_embeddings(state: TrainingState, cases: Sequence[Case]) -> dict[str,
         "alignment": _number(alignment.compute()),
         "class_divergence": _number(condition.divergence),
         "nearest_center_error": {
-            **{name: _number(e) for name, e in zip(CLASS_NAMES, errors.per_class, strict=True)},
+            **{name: _number(e) for name, e in zip(ACDC.classes, errors.per_class, strict=True)},
             "mean": _number(errors.mean),
         },
         "theorem_1": {
@@ -74,7 +74,8 @@ def measure_embeddings(state: TrainingState, cases: Sequence[Case]) -> dict[str,
 def _patches(case: Case, config: Configuration) -> Iterator[tuple[Tensor, Tensor]]:
     """Slices as the network sees them: images (B, 1, H, W) and labels (B, H, W)."""
     volume, size = case.read(), (config.patch_size, config.patch_size)
-    standard = standardise(volume.image)
+    assert volume.label is not None  # a split's cases have one
+    standard = standardise(volume.image[0])
     images = np.stack([resize(part, size, config.interpolation) for part in standard])
     labels = np.stack([resize(part, size) for part in volume.label])
     for start in range(0, len(images), SLICES_AT_ONCE):

@@ -16,16 +16,15 @@ from typing import Any
 
 import torch
 
-from .cases import Case, find_cases
 from .checkpoints import load_checkpoint, save_checkpoint
 from .configuration import CONFIGURATION_FILE, Configuration
+from .data import Case, Dataset, Options, open_dataset
 from .datasets import Batches, SliceDataset, training_batches
 from .errors import TrainerError
 from .evaluation import evaluate_cases, summarise
 from .figures import training_figure
 from .records import History, Record, diverged
 from .reports import about, report_cases
-from .splits import Split, split_patients
 from .step import Losses, TrainingState, new_state, training_step
 from .theory import measure_embeddings
 
@@ -45,23 +44,23 @@ def run_training(config: Configuration, folder: Path, *, resume: bool = False) -
         Interrupted: after Ctrl-C (or SIGTERM); the checkpoint holds the last finished step.
     """
     device = choose_device(config)
-    cases, split = load_split(config)
-    dataset = SliceDataset(split.cases("labelled", cases), split.cases("unlabelled", cases), config)
+    data = load_data(config)
+    dataset = SliceDataset(data.part("labelled"), data.part("unlabelled"), config)
     state = new_state(config, device)
     batches, history = start_or_resume(state, dataset, folder, resume)
     config.save(folder / CONFIGURATION_FILE)
-    print(describe(config, device, split, dataset, folder), flush=True)
+    print(describe(config, device, data, dataset, folder), flush=True)
 
     record = Record(folder, history, state.iteration, config.max_iterations)
     with StopRequest() as stop:
         try:
-            train(state, batches, split.cases("val", cases), record, folder, stop)
+            train(state, batches, data.part("val"), record, folder, stop)
         finally:
             record.close()
     if stop.requested and state.iteration < config.max_iterations:
         raise Interrupted(f"stopped after iteration {state.iteration} of {config.max_iterations}")
     training_figure(record.history, folder / "training.png")
-    return evaluate_and_report(state, config.final_list, cases, split, folder)
+    return evaluate_and_report(state, config.final_list, data, folder)
 
 
 def evaluate_run(run: Path, part: str, output: Path, **changes: Any) -> dict[str, Any]:
@@ -71,19 +70,19 @@ def evaluate_run(run: Path, part: str, output: Path, **changes: Any) -> dict[str
     """
     config = replace(Configuration.load(run / CONFIGURATION_FILE), **changes)
     device = choose_device(config)
-    cases, split = load_split(config)
+    data = load_data(config)
     state = new_state(config, device)
     load_checkpoint(state, run)
-    return evaluate_and_report(state, part, cases, split, output)
+    return evaluate_and_report(state, part, data, output)
 
 
 def evaluate_and_report(
-    state: TrainingState, part: str, cases: list[Case], split: Split, folder: Path
+    state: TrainingState, part: str, data: Dataset, folder: Path
 ) -> dict[str, Any]:
     """Evaluate the student on the list `part`, with the theory's measures where SAACL was used; write all of it."""
     config = state.config
-    facts = about(config, part, split, state.device, state.iteration)
-    chosen = split.cases(part, cases)
+    facts = about(config, part, data.split, state.device, state.iteration)
+    chosen = data.part(part)
     if config.saacl_weight:
         facts["embeddings"] = measure_embeddings(state, chosen)
     results = evaluate_cases(state.student, chosen, config, state.device)
@@ -150,10 +149,15 @@ def start_or_resume(
     return training_batches(dataset, state.config, state.iteration), history
 
 
-def load_split(config: Configuration) -> tuple[list[Case], Split]:
-    """All cases of the data, and who does what."""
-    cases = find_cases(config.data, config.phantom_patients, config.seed)
-    return cases, split_patients(cases, config.data, config.labelled_patients)
+def load_data(config: Configuration) -> Dataset:
+    """The data set of a configuration: its cases, and who does what."""
+    return open_dataset(
+        config.data,
+        config.labelled_patients,
+        phantom_patients=config.phantom_patients,
+        seed=config.seed,
+        options=Options(allow_missing=config.allow_missing),
+    )
 
 
 def choose_device(config: Configuration) -> torch.device:
@@ -177,13 +181,14 @@ def choose_device(config: Configuration) -> torch.device:
 
 
 def describe(
-    config: Configuration, device: torch.device, split: Split, dataset: SliceDataset, folder: Path
+    config: Configuration, device: torch.device, data: Dataset, dataset: SliceDataset, folder: Path
 ) -> str:
     """What is about to be trained, in a few lines."""
-    unlabelled = len(dataset) - dataset.labelled_count
+    unlabelled, split = len(dataset) - dataset.labelled_count, data.split
     return "\n".join(
         [
             f"data        {config.data}, split by {split.source}",
+            *(f"            {note}" for note in data.notes),
             f"labelled    {len(split.labelled)} patients, {dataset.labelled_count} slices: {', '.join(split.labelled)}",
             f"unlabelled  {len(split.unlabelled)} patients, {unlabelled} slices",
             f"held out    {len(split.val)} patients for validation, {len(split.test)} for the test",

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from action_kernels.trainer.augmentation import resize, rotate_and_flip, standardise
-from action_kernels.trainer.cases import find_cases
+from action_kernels.trainer.data.phantom import phantom_cases
 from action_kernels.trainer.datasets import UNLABELLED, Request, SliceDataset, training_batches
 
 
 @pytest.fixture(scope="module")
 def cases():
-    return find_cases("phantom", phantom_patients=4, seed=0)
+    return phantom_cases(4, seed=0)
 
 
 def batches(cases, config, start=0):

@@ -7,9 +7,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from trainer.volumes import AFFINE, nibabel, read_rows, small_volume, write_nifti
+from trainer.volumes import AFFINE, find_cases, nibabel, read_rows, small_volume, write_nifti
 
-from action_kernels.trainer.cases import find_cases
 from action_kernels.trainer.evaluation import (
     evaluate_cases,
     predict,
@@ -140,7 +139,7 @@ def test_prediction_is_resized_back(tiny_config):
 def test_evaluation_writes_what_it_says(tmp_path, tiny_config):
     for number in range(2):
         write_nifti(tmp_path / "data", f"patient00{number}_frame01", small_volume(number))
-    cases = find_cases(str(tmp_path / "data"), 0, 0)
+    cases = find_cases(tmp_path / "data")
     network = Threshold().train()
     results = list(evaluate_cases(network, cases, tiny_config(), torch.device("cpu")))
     assert network.training  # put back
@@ -169,7 +168,7 @@ def test_evaluation_writes_what_it_says(tmp_path, tiny_config):
 
 def test_prediction_file_lies_over_its_image(tmp_path, tiny_config):
     write_nifti(tmp_path, "patient001_frame01", small_volume(0))
-    case = find_cases(str(tmp_path), 0, 0)[0]
+    case = find_cases(tmp_path)[0]
     (result,) = evaluate_cases(Threshold(), [case], tiny_config(), torch.device("cpu"))
     image, saved = (
         nibabel.load(tmp_path / "patient001_frame01.nii.gz"),

@@ -8,9 +8,12 @@ missing in the last slices); look-alikes of the blood pools outside the heart; a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy import ndimage
+
+from .volume import Case, Grid, Volume
 
 Frame = tuple[np.ndarray, np.ndarray]  # image and labels
 
@@ -135,3 +138,22 @@ def draw_patient(seed: int, number: int, size: int = SIZE) -> list[Frame]:
     rng = np.random.default_rng([seed, number])
     anatomy = draw_anatomy(rng)
     return [draw_volume(anatomy, systole, rng, size) for systole in (False, True)]
+
+
+def phantom_cases(patients: int, seed: int) -> tuple[Case, ...]:
+    """Both frames of `patients` phantoms, ``phantom001_frame01`` …"""
+    return tuple(
+        Case(
+            f"phantom{number:03d}_frame{frame + 1:02d}",
+            f"phantom{number:03d}",
+            partial(_read, seed, number, frame),
+            True,
+        )
+        for number in range(1, patients + 1)
+        for frame in (0, 1)
+    )
+
+
+def _read(seed: int, number: int, frame: int) -> Volume:
+    image, label = draw_patient(seed, number)[frame]
+    return Volume(image[None], label, None, Grid(image.shape[::-1], axes=(2, 1, 0)))

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
-from action_kernels.trainer.cases import Case
+import pytest
+from trainer.volumes import find_cases
+
+from action_kernels.trainer.data.layout import Findings
+from action_kernels.trainer.data.splits import split_patients
+from action_kernels.trainer.data.task import ACDC
+from action_kernels.trainer.data.volume import Case
 from action_kernels.trainer.errors import TrainerError
-from action_kernels.trainer.splits import split_patients
 
 
 def cases_of(patients):
-    return [Case(f"{p}_frame{f}", p, lambda: None) for p in patients for f in ("01", "12")]
+    cases = [Case(f"{p}_frame{f}", p, lambda: None, True) for p in patients for f in ("01", "12")]
+    return Findings(ACDC, tuple(cases))
 
 
 PATIENTS = [f"patient{n:03d}" for n in range(1, 21)]
@@ -22,19 +28,19 @@ def write_lists(folder, **lists):
 
 
 def test_without_lists_every_patient_has_one_part():
-    split = split_patients(cases_of(PATIENTS), "phantom", 3)
+    split = split_patients(cases_of(PATIENTS), None, 3)
     parts = [split.labelled, split.unlabelled, split.val, split.test]
     assert [len(part) for part in parts] == [3, 11, 2, 4]
     assert sorted(sum(parts, ())) == PATIENTS
-    assert split == split_patients(cases_of(PATIENTS[::-1]), "phantom", 3)
-    more = split_patients(cases_of(PATIENTS), "phantom", 5)
+    assert split == split_patients(cases_of(PATIENTS[::-1]), None, 3)
+    more = split_patients(cases_of(PATIENTS), None, 5)
     assert more.labelled[:3] == split.labelled
     assert more.test == split.test
 
 
 @pytest.mark.parametrize("count", [4, 5, 7, 10, 100])
 def test_no_part_is_empty(count):
-    split = split_patients(cases_of([f"p{n}" for n in range(count)]), "phantom", 1)
+    split = split_patients(cases_of([f"p{n}" for n in range(count)]), None, 1)
     assert split.unlabelled
     assert split.val
     assert split.test
@@ -52,7 +58,7 @@ def test_lists_decide_and_order_the_labelled(tmp_path):
         val=["patient002_frame01"],
         test=["patient004_frame01", "patient004_frame02"],
     )
-    split = split_patients(cases_of(PATIENTS[:6]), str(tmp_path), 2)
+    split = split_patients(cases_of(PATIENTS[:6]), tmp_path, 2)
     assert split.labelled == ("patient003", "patient001")
     assert (split.unlabelled, split.val, split.test) == (
         ("patient005",),
@@ -67,16 +73,16 @@ def test_lists_decide_and_order_the_labelled(tmp_path):
             "patient003_frame01_slice_9",
         ],
     )
-    assert split_patients(cases_of(PATIENTS[:6]), str(tmp_path), 2).labelled == (
+    assert split_patients(cases_of(PATIENTS[:6]), tmp_path, 2).labelled == (
         "patient005",
         "patient001",
     )
 
 
 def test_cases_of_a_part():
-    cases = cases_of(PATIENTS)
-    split = split_patients(cases, "phantom", 3)
-    assert [case.patient for case in split.cases("val", cases)] == sorted(split.val * 2)
+    findings = cases_of(PATIENTS)
+    split = split_patients(findings, None, 3)
+    assert [case.patient for case in split.cases("val", findings.cases)] == sorted(split.val * 2)
 
 
 def test_patient_in_two_lists(tmp_path):
@@ -87,24 +93,25 @@ def test_patient_in_two_lists(tmp_path):
         test=["patient001_frame02"],
     )
     with pytest.raises(TrainerError, match=r"patient001 stands in train\.list and in test\.list"):
-        split_patients(cases_of(PATIENTS[:3]), str(tmp_path), 1)
+        split_patients(cases_of(PATIENTS[:3]), tmp_path, 1)
 
 
 def test_incomplete_lists(tmp_path):
-    write_lists(tmp_path, train=["patient001_frame01"])
+    write_lists(tmp_path, train=["patient001_frame01"], test=["patient002_frame01"])
+    findings = replace(cases_of(PATIENTS), published="acdc")
     with pytest.raises(TrainerError, match=r"val\.list is missing"):
-        split_patients(cases_of(PATIENTS), str(tmp_path), 1)
+        split_patients(findings, tmp_path, 1)
 
 
-@pytest.mark.parametrize("labelled", [14, 99])
+@pytest.mark.parametrize("labelled", [0, 15, 99])
 def test_too_many_labelled(labelled):
-    with pytest.raises(TrainerError, match=f"{labelled} was given, 1 … 13 is accepted"):
-        split_patients(cases_of(PATIENTS), "phantom", labelled)
+    with pytest.raises(TrainerError, match=f"{labelled} was given, 1 … 14 is accepted"):
+        split_patients(cases_of(PATIENTS), None, labelled)
 
 
 def test_too_few_patients():
-    with pytest.raises(TrainerError, match="3 patients were found, at least 4"):
-        split_patients(cases_of(PATIENTS[:3]), "phantom", 1)
+    with pytest.raises(TrainerError, match="3 patients with labels were found, at least 4"):
+        split_patients(cases_of(PATIENTS[:3]), None, 1)
 
 
 @pytest.mark.parametrize(
@@ -112,13 +119,15 @@ def test_too_few_patients():
     [(3, "038 050 099"), (7, "021 038 049 050 058 099 100")],
 )
 def test_the_papers_labelled_patients(data_folder, count, expected):
-    from action_kernels.trainer.cases import find_cases
-
-    cases = find_cases(str(data_folder / "ACDC"), 0, 0)
-    split = split_patients(cases, str(data_folder / "ACDC"), count)
+    cases = find_cases(data_folder / "ACDC")
+    findings = Findings(ACDC, tuple(cases), published="acdc")
+    split = split_patients(findings, data_folder / "ACDC", count)
+    published = split_patients(findings, None, count)
+    for part in ("labelled", "unlabelled", "val", "test"):
+        assert getattr(published, part) == getattr(split, part)
     assert sorted(p.removeprefix("patient") for p in split.labelled) == expected.split()
     assert [len(split.cases(part, cases)) for part in ("labelled", "unlabelled", "val", "test")] == [
         2 * count, 140 - 2 * count, 20, 40
     ]  # fmt: skip
-    slices = sum(case.read().image.shape[0] for case in split.cases("labelled", cases))
+    slices = sum(case.read().shape[0] for case in split.cases("labelled", cases))
     assert slices == {3: 68, 7: 136}[count]

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from trainer.volumes import AFFINE, small_volume, write_h5, write_nifti
+from trainer.volumes import AFFINE, find_cases, h5py, small_volume, write_h5, write_nifti
 
-from action_kernels.trainer.cases import find_cases
+from action_kernels.trainer.data.phantom import draw_patient, phantom_cases
 from action_kernels.trainer.errors import TrainerError
-from action_kernels.trainer.phantoms import draw_patient
-
-
-def found(folder):
-    return find_cases(str(folder), phantom_patients=0, seed=0)
 
 
 def assert_reads(case, number, affine):
     image, label = small_volume(number)
     volume = case.read()
-    np.testing.assert_array_equal(volume.image, image)
+    np.testing.assert_array_equal(volume.image, image[None])
     np.testing.assert_array_equal(volume.label, label)
     np.testing.assert_array_equal(volume.affine, affine)
     assert volume.image.dtype == np.float32
@@ -39,7 +34,7 @@ def test_nifti(tmp_path, suffix, flat):
     (
         tmp_path / "patient001_4d.nii.gz"
     ).touch()  # the challenge has these too; they have no ground truth
-    cases = found(tmp_path)
+    cases = find_cases(tmp_path)
     assert [case.name for case in cases] == sorted(names)
     assert [case.patient for case in cases] == ["patient001", "patient001", "patient002"]
     for case in cases:
@@ -55,7 +50,7 @@ def test_h5_volumes_win_over_their_slices(tmp_path):
             -image[index],
             label[index],
         )
-    (case,) = found(tmp_path)
+    (case,) = find_cases(tmp_path)
     assert_reads(case, 1, np.eye(4))
 
 
@@ -67,71 +62,71 @@ def test_h5_slices_alone_are_stacked_in_numerical_order(tmp_path):
             image[index],
             label[index],
         )
-    (case,) = found(tmp_path)
+    (case,) = find_cases(tmp_path)
     assert (case.name, case.patient) == ("patient007_frame02", "patient007")
-    np.testing.assert_array_equal(case.read().image, image)
+    np.testing.assert_array_equal(case.read().image, image[None])
     np.testing.assert_array_equal(case.read().label, label)
 
 
 def test_missing_folder_says_what_to_give(tmp_path):
     with pytest.raises(TrainerError, match=r"there is no folder .*nowhere.*'phantom'"):
-        found(tmp_path / "nowhere")
+        find_cases(tmp_path / "nowhere")
 
 
 def test_unknown_layout_lists_what_is_there_and_what_is_accepted(tmp_path):
     (tmp_path / "holiday.jpg").touch()
     with pytest.raises(TrainerError, match=r"holiday\.jpg.*SSL4MIS.*challenge"):
-        found(tmp_path)
-
-
-def test_la_is_recognised(tmp_path):
-    write_h5(tmp_path / "ABC" / "mri_norm2.h5", *small_volume(0))
-    with pytest.raises(TrainerError, match="LA dataset"):
-        found(tmp_path)
+        find_cases(tmp_path)
 
 
 def test_label_without_image(tmp_path):
     write_nifti(tmp_path, "patient001_frame01", small_volume(0))
     (tmp_path / "patient001_frame01.nii.gz").unlink()
     with pytest.raises(TrainerError, match="has no image patient001_frame01"):
-        found(tmp_path)
+        find_cases(tmp_path)
 
 
 def test_damaged_files_name_themselves(tmp_path):
     write_nifti(tmp_path, "patient001_frame01", small_volume(0))
     (tmp_path / "patient001_frame01.nii.gz").write_bytes(b"not an image")
-    with pytest.raises(TrainerError, match=r"patient001_frame01\.nii\.gz.*cannot be read"):
-        found(tmp_path)[0].read()
+    with pytest.raises(TrainerError, match=r"patient001_frame01\.nii\.gz is no NIfTI file"):
+        find_cases(tmp_path)[0].read()
     write_h5(tmp_path / "h5" / "patient001_frame01.h5", *small_volume(0))
     (tmp_path / "h5" / "patient001_frame01.h5").write_bytes(b"not h5")
     with pytest.raises(TrainerError, match=r"patient001_frame01\.h5 cannot be read"):
-        found(tmp_path / "h5")[0].read()
+        find_cases(tmp_path / "h5")
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda image, label: (image[:2], label), "of one shape"),
-        (lambda image, label: (image, label * 9), "labels from 0 to 27"),
+        (lambda image, label: (image[:2], label), "must lie on one grid"),
+        (lambda image, label: (image, label * 9), "label holds 27"),
         (lambda image, label: (np.where(image == 5, np.nan, image), label), "NaN"),
     ],
 )
 def test_bad_content(tmp_path, spoil, message):
     write_h5(tmp_path / "patient001_frame01.h5", *spoil(*small_volume(0)))
     with pytest.raises(TrainerError, match=message):
-        found(tmp_path)[0].read()
+        find_cases(tmp_path)[0].read()
 
 
-def test_h5_without_labels(tmp_path):
-    h5py = pytest.importorskip("h5py")
-    with h5py.File(tmp_path / "patient001_frame01.h5", "w") as file:
-        file["image"] = np.zeros((2, 4, 4), np.float32)
-    with pytest.raises(TrainerError, match="'image' and 'label' are needed"):
-        found(tmp_path)[0].read()
+def test_images_without_labels_are_unlabelled(tmp_path):
+    write_nifti(tmp_path / "nifti", "patient001_frame01", small_volume(0))
+    (tmp_path / "nifti" / "patient001_frame01_gt.nii.gz").unlink()
+    (tmp_path / "h5").mkdir()
+    with h5py.File(tmp_path / "h5" / "patient001_frame01.h5", "w") as file:
+        file["image"] = small_volume(0)[0]
+    for folder in ("nifti", "h5"):
+        (case,) = find_cases(tmp_path / folder)
+        volume = case.read()
+        assert not case.labelled
+        assert volume.label is None
+        np.testing.assert_array_equal(volume.image[0], small_volume(0)[0])
 
 
 def test_real_layouts_agree(unpacked_acdc):
-    nifti, h5 = found(unpacked_acdc("acdc-nifti")), found(unpacked_acdc("acdc-h5"))
+    nifti, h5 = find_cases(unpacked_acdc("acdc-nifti")), find_cases(unpacked_acdc("acdc-h5"))
     assert [case.name for case in nifti] == [case.name for case in h5]
     assert len(nifti) == 4
     for first, second in zip(nifti, h5, strict=True):
@@ -144,14 +139,14 @@ def test_real_layouts_agree(unpacked_acdc):
 
 
 def test_real_compact_files(data_folder):
-    cases = found(data_folder / "ACDC")
+    cases = find_cases(data_folder / "ACDC")
     assert len(cases) == 200
     assert len({case.patient for case in cases}) == 100
-    assert cases[0].read().image.ndim == 3
+    assert cases[0].read().image.ndim == 4
 
 
 def test_phantoms_are_cardiac_like():
-    cases = find_cases("phantom", phantom_patients=12, seed=0)
+    cases = phantom_cases(12, seed=0)
     assert len(cases) == 24
     labels = np.stack([case.read().label for case in cases])
     share = np.bincount(labels.ravel(), minlength=4) / labels.size
