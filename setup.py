@@ -18,6 +18,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -52,9 +53,11 @@ class Build(build_ext):
         folder.mkdir(parents=True, exist_ok=True)
         objects = Path(self.build_temp).resolve()
         objects.mkdir(parents=True, exist_ok=True)
-        self._libraries = [folder / CPU_LIBRARY]
+        self._libraries: list[Path] = []
         ninja = [NINJA_RULES.format(cxx=_compiler(), nvcc=_nvcc() or "nvcc")]
-        ninja += _cpu_statements(folder / CPU_LIBRARY)
+        if _compiles_openmp(objects):
+            self._libraries.append(folder / CPU_LIBRARY)
+            ninja += _cpu_statements(folder / CPU_LIBRARY)
         ninja += self._cuda_statements(folder / CUDA_LIBRARY)
         (objects / "build.ninja").write_text("\n".join(ninja) + "\n")
         subprocess.run([*_ninja(), "-C", str(objects)], check=True)
@@ -127,9 +130,25 @@ def _instruction_set_flags(stem: str) -> list[str] | None:
 
 
 def _is_x86() -> bool:
-    import platform
+    """Of the platform built for: a cross build names it in _PYTHON_HOST_PLATFORM, as CPython's own does."""
+    return sysconfig.get_platform().endswith(("x86_64", "amd64"))
 
-    return platform.machine().lower() in ("x86_64", "amd64")
+
+OPENMP_PROGRAM = "#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n"
+
+
+def _compiles_openmp(folder: Path) -> bool:
+    """Whether the compiler has OpenMP; says in a line what follows where it has not."""
+    source = folder / "openmp.cpp"
+    source.write_text(OPENMP_PROGRAM)
+    command = [*shlex.split(_compiler()), "-fopenmp", str(source), "-o", str(folder / "openmp")]
+    attempt = subprocess.run(command, capture_output=True, text=True, check=False)
+    if attempt.returncode:
+        print(
+            f"action_kernels: no CPU library: {_compiler()} compiles no OpenMP, the PyTorch reference will serve "
+            "the CPU. GCC brings OpenMP with it; for clang on Debian and Ubuntu: apt install libomp-dev"
+        )
+    return attempt.returncode == 0
 
 
 def _cuda_statements(library: Path, architectures: list[str]) -> list[str]:

