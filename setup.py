@@ -141,7 +141,14 @@ def _compiles_openmp(folder: Path) -> bool:
     """Whether the compiler has OpenMP; says in a line what follows where it has not."""
     source = folder / "openmp.cpp"
     source.write_text(OPENMP_PROGRAM)
-    command = [*shlex.split(_compiler()), "-fopenmp", str(source), "-o", str(folder / "openmp")]
+    command = [
+        *shlex.split(_compiler()),
+        "-fopenmp",
+        "-c",
+        str(source),
+        "-o",
+        str(folder / "openmp.o"),
+    ]
     attempt = subprocess.run(command, capture_output=True, text=True, check=False)
     if attempt.returncode:
         print(
