@@ -54,6 +54,9 @@ class Build(build_ext):
         objects = Path(self.build_temp).resolve()
         objects.mkdir(parents=True, exist_ok=True)
         self._libraries: list[Path] = []
+        for header in sorted((SOURCES / "include").glob("*.h")):  # what ctypes is told from
+            shutil.copyfile(header, folder / header.name)
+            self._libraries.append(folder / header.name)
         ninja = [NINJA_RULES.format(cxx=_compiler(), nvcc=_nvcc() or "nvcc")]
         if _compiles_openmp(objects):
             self._libraries.append(folder / CPU_LIBRARY)

@@ -41,6 +41,8 @@ from action_kernels.backends.triton import (
 from action_kernels.backends.triton.device import SM_80, SM_90, SM_100, Launch, Target
 from action_kernels.backends.triton.pairwise_lse import pairwise_lse_backward as backward
 from action_kernels.backends.triton.pairwise_lse import pairwise_lse_forward as forward
+from action_kernels.ops.pairwise_lse import PairwiseCall
+from action_kernels.ops.sample_pixels import Draw
 
 TARGETS = (SM_80, SM_90, SM_100)
 COUNT = 1 << 16  # rows; whole tiles
@@ -176,13 +178,18 @@ def _core_cases(
     name = _name(dim, dtype) + (" as tf32" if tf32 else "")
     yield Case(
         f"forward symmetric {name}",
-        _allowing_tf32(tf32, lambda: forward(a, None, 10.0, None, None, True)),
+        _allowing_tf32(
+            tf32, lambda: forward(PairwiseCall(a, None, 10.0, None, normalized=True), False)
+        ),
         spills,
     )
     yield Case(
         f"backward self {name}",
         _allowing_tf32(
-            tf32, lambda: backward(row, row, a, None, 10.0, None, None, True, True, False)
+            tf32,
+            lambda: backward(
+                PairwiseCall(a, None, 10.0, None, normalized=True), row, row, True, False
+            ),
         ),
         spills,
     )
@@ -204,20 +211,28 @@ def _masked_cases(dim: int, dtype: torch.dtype) -> Iterator[Case]:
     """The same with rows left out, and tiles that end beyond the last row."""
     odd, row = _meta(COUNT - 1, dim, dtype=dtype), _meta(COUNT - 1, dtype=torch.float32)
     mask, name = _meta(COUNT - 1, dtype=torch.bool), _name(dim, dtype)
-    yield Case(f"forward masked {name}", lambda: forward(odd, None, 10.0, mask, None, True))
+    yield Case(
+        f"forward masked {name}",
+        lambda: forward(PairwiseCall(odd, None, 10.0, mask, normalized=True), False),
+    )
     yield Case(
         f"backward masked {name}",
-        lambda: backward(row, row, odd, None, 10.0, mask, None, True, True, False),
+        lambda: backward(
+            PairwiseCall(odd, None, 10.0, mask, normalized=True), row, row, True, False
+        ),
     )
 
 
 def _keys_cases(dim: int, dtype: torch.dtype) -> Iterator[Case]:
     a, k = _meta(COUNT, dim, dtype=dtype), _meta(COUNT, dim, dtype=dtype)
     row, name = _meta(COUNT, dtype=torch.float32), _name(dim, dtype)
-    yield Case(f"forward keys {name}", lambda: forward(a, k, 10.0, None, None, True))
+    yield Case(
+        f"forward keys {name}",
+        lambda: forward(PairwiseCall(a, k, 10.0, None, normalized=True), False),
+    )
     yield Case(
         f"backward keys apart {name}",
-        lambda: backward(row, row, a, k, 10.0, None, None, True, True, True),
+        lambda: backward(PairwiseCall(a, k, 10.0, None, normalized=True), row, row, True, True),
     )
 
 
@@ -226,10 +241,14 @@ def _online_cases(dim: int, dtype: torch.dtype) -> Iterator[Case]:
     rows, row = _meta(COUNT, dim, dtype=dtype), _meta(COUNT - 1, dtype=torch.float32)
     odd, mask = _meta(COUNT - 1, dim, dtype=dtype), _meta(COUNT - 1, dtype=torch.bool)
     name = _name(dim, dtype)
-    yield Case(f"forward online {name}", lambda: forward(rows, None, 50.0, None, None, False))
+    yield Case(
+        f"forward online {name}", lambda: forward(PairwiseCall(rows, None, 50.0, None), False)
+    )
     yield Case(
         f"backward masked online {name}",
-        lambda: backward(row, row, odd, None, 50.0, mask, None, False, True, False),
+        lambda: backward(
+            PairwiseCall(odd, None, 50.0, mask, normalized=False), row, row, True, False
+        ),
     )
 
 
@@ -279,7 +298,7 @@ def _sampling_cases() -> Iterator[Case]:
     seed = _meta(1, dtype=i64)
     yield Case(
         "sample pixels",
-        lambda: sample_pixels.sample_pixels(logits, labels, None, seed, 256, 4, 0.97, True),
+        lambda: sample_pixels.sample_pixels(Draw(logits, labels, None, seed, 256, 4, 0.97, True)),
     )
     plane, volume = _meta(8, 128, 32, 32, dtype=f32), _meta(2, 128, 14, 14, 10, dtype=f32)
     index = _meta(1024, dtype=i64)

@@ -20,8 +20,10 @@ import action_kernels
 from action_kernels import pairwise_lse
 from action_kernels.backends import cpu
 from action_kernels.ops import prepare_rows
+from action_kernels.ops.pairwise_lse import PairwiseCall
 
 UNAVAILABLE = cpu.unavailable("cpu")
+FORWARD, GRAD_ANCHORS = (cpu.HEADER.constants[name] for name in ("AK_FORWARD", "AK_GRAD_ANCHORS"))
 pytestmark = pytest.mark.skipif(UNAVAILABLE is not None, reason=str(UNAVAILABLE))
 
 # The tile is 192 rows; panels of keys are 8 (portable), 24 (AVX2) or 48 (AVX-512) wide, slices of
@@ -374,9 +376,8 @@ def test_accumulators_stay_in_registers(isa, accumulators):
 
 def backward(anchors, mask, lse, kept):
     upstream = torch.linspace(-1, 2, len(lse))
-    return cpu.pairwise_lse_backward(
-        upstream, lse, anchors, None, 10.0, mask, None, False, True, False, kept
-    )[0]
+    call = PairwiseCall(anchors, None, 10.0, mask)
+    return cpu.pairwise_lse_backward(call, upstream, lse, True, False, kept)[0]
 
 
 @pytest.mark.parametrize("n", [1, 50, 191, 700, 1500])
@@ -384,10 +385,10 @@ def backward(anchors, mask, lse, kept):
 def test_powers_kept_for_the_backward_pass_change_nothing(instruction_set, threads, n, masked):
     anchors = unit_rows(n, 100, dtype=torch.float32)
     mask = random_mask(n, 1) if masked else None
-    kept = torch.zeros(cpu.pairwise_lse_kept_bytes(anchors, None), dtype=torch.uint8)
+    call = PairwiseCall(anchors, None, 10.0, mask)
+    lse, kept = cpu.pairwise_lse_forward(call, keep=True)
     assert 0 < kept.numel() <= 32 << 20
-    lse = cpu.pairwise_lse_forward(anchors, None, 10.0, mask, None, False, kept)
-    assert torch.equal(lse, cpu.pairwise_lse_forward(anchors, None, 10.0, mask, None, False))
+    assert torch.equal(lse, cpu.pairwise_lse_forward(call, keep=False)[0])
     expected = backward(anchors, mask, lse, None)
     assert torch.equal(backward(anchors, mask, lse, kept), expected)
     if n < 1000 or masked:  # few rows are cut alike whatever the number of threads
@@ -404,20 +405,16 @@ def test_powers_kept_for_the_backward_pass_change_nothing(instruction_set, threa
 
 
 def test_nothing_is_kept_where_that_does_not_pay():
-    def kept_bytes(n, d, *, keys=None, dtype=torch.float32):
-        return cpu.pairwise_lse_kept_bytes(torch.zeros(n, d, dtype=dtype), keys)
+    def kept(n, d, *, keys=None, scale=10.0, keep=True):
+        rows = unit_rows(n, d, dtype=torch.float32)
+        return cpu.pairwise_lse_forward(PairwiseCall(rows, keys, scale), keep)[1]
 
-    assert kept_bytes(2048, 128) > 0
-    assert kept_bytes(8192, 128) == 0  # too much
-    assert kept_bytes(2048, 64) == 0  # as quickly computed again
-    assert kept_bytes(2048, 128, keys=torch.zeros(5, 128)) == 0
-    scores = unit_rows(300, 128, dtype=torch.float32)
-    kept = torch.zeros(cpu.pairwise_lse_kept_bytes(scores, None), dtype=torch.uint8)
-    cpu.pairwise_lse_forward(scores, None, 200.0, None, None, False, kept)  # a running maximum
-    assert not kept[:64].any()
-    with torch.no_grad():
-        _, unused = torch.ops.action_kernels.pairwise_lse(scores, None, 10.0, None, None, False, 0)
-    assert unused.numel() == 0
+    assert kept(2048, 128).numel() > 0
+    assert kept(2048, 128, keep=False) is None
+    assert kept(8192, 128) is None  # too much
+    assert kept(2048, 64) is None  # as quickly computed again
+    assert kept(2048, 128, keys=torch.zeros(5, 128)) is None
+    assert not kept(300, 128, scale=200.0)[:8].any()  # a running maximum: no instruction set named
 
 
 # ------------------------------------------------------------------------------- threads and processes
@@ -540,16 +537,16 @@ def test_a_renamed_openmp_runtime_is_shared_too(tmp_path):
 @pytest.mark.parametrize(("n", "d"), [(512, 64), (8192, 128), (8192, 496), (16384, 128)])
 def test_the_workspace_is_at_most_three_times_the_features(n, d):
     rows = torch.zeros(n, d)
-    sides = cpu._Sides(rows, None, None, None)
-    for work in (cpu.FORWARD, cpu.GRAD_ANCHORS):
-        assert sides.workspace(work, 2)[1] <= 3 * rows.nbytes + (8 << 20)
+    sides = cpu._Sides(PairwiseCall(rows, None, 2.0))
+    for passes in (FORWARD, GRAD_ANCHORS):
+        assert sides.workspace(passes)[1] <= 3 * rows.nbytes + (8 << 20)
 
 
 def test_a_workspace_at_any_address_is_enough():
     rows = unit_rows(100, 10, dtype=torch.float32)
     expected = pairwise_lse(rows, scale=2.0)
-    sides, lse = cpu._Sides(rows, None, None, None), torch.empty(100)
-    _, size = sides.workspace(cpu.FORWARD, 1)
+    sides, lse = cpu._Sides(PairwiseCall(rows, None, 2.0)), torch.empty(100)
+    _, size = sides.workspace(FORWARD)
     for offset in (0, 4, 60):
         memory = torch.empty(size + offset, dtype=torch.uint8)
         status = cpu.load().ak_cpu_pairwise_lse_forward(

@@ -189,7 +189,7 @@ def test_bad_calls_return_a_status_with_a_message():
 
     def call(size=4096, index=index, **change):
         fields = {"labels": labels.data_ptr(), "batch": 1, "pixels": 4, "classes": 2, "samples": 3}
-        sampling = ctypes.byref(cpu._Sampling(**(fields | change)))
+        sampling = ctypes.byref(cpu.HEADER.structs["ak_sampling"](**(fields | change)))
         status = library.ak_cpu_sample_pixels(
             sampling, None if index is None else index.data_ptr(), counts.data_ptr(), 1,
             workspace.data_ptr(), size,
@@ -214,7 +214,7 @@ def test_bad_calls_return_a_status_with_a_message():
 
 def test_a_workspace_at_any_address_is_enough():
     _, labels, _ = scene((3, 50, 50), 4)
-    sampling = cpu._Sampling(
+    sampling = cpu.HEADER.structs["ak_sampling"](
         labels=labels.data_ptr(), batch=3, pixels=2500, classes=4, samples=30, seed=5
     )
     index, counts = torch.empty(4, 30, dtype=torch.int64), torch.empty(4, dtype=torch.int64)

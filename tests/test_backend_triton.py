@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import action_kernels
+from action_kernels.ops.pairwise_lse import PairwiseCall
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -95,7 +96,9 @@ def forward(
     scale: float, *, normalized: bool = True, keys: torch.Tensor | None = None
 ) -> dict[str, object]:
     (launch,) = recorded(
-        lambda: pairwise_lse.pairwise_lse_forward(rows(), keys, scale, None, None, normalized)
+        lambda: pairwise_lse.pairwise_lse_forward(
+            PairwiseCall(rows(), keys, scale, normalized=normalized), False
+        )
     )
     return launch.constants
 
@@ -126,7 +129,9 @@ def test_the_forward_pass_splits_the_steps_that_it_takes(kind: str, n: int) -> N
     (launch,) = (
         launch
         for launch in recorded(
-            lambda: pairwise_lse.pairwise_lse_forward(a, keys, 10.0, None, None, kind != "online")
+            lambda: pairwise_lse.pairwise_lse_forward(
+                PairwiseCall(a, keys, 10.0, normalized=kind != "online"), False
+            )
         )
         if launch.kernel is pairwise_lse._forward_kernel
     )
@@ -154,7 +159,7 @@ def test_only_the_gradients_asked_for_are_computed(
     a, row = rows(), torch.empty(4096, device="meta")
     launches = recorded(
         lambda: pairwise_lse.pairwise_lse_backward(
-            row, row, a, a, 10.0, None, None, True, need_anchors, need_keys
+            PairwiseCall(a, a, 10.0, normalized=True), row, row, need_anchors, need_keys
         )
     )
     weighing = [x.constants for x in launches if x.kernel is pairwise_lse._backward_kernel]

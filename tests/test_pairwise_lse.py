@@ -114,11 +114,8 @@ def test_opcheck():
     keys = unit_rows(6, 4, seed=1).requires_grad_()
     mask, key_mask = masks(9, 6)
     op = torch.ops.action_kernels.pairwise_lse
-    torch.library.opcheck(op, (anchors, None, 2.0, mask, None, True, 0))
-    torch.library.opcheck(op, (anchors, keys, 2.0, mask, key_mask, False, 0))
-    many = unit_rows(300, 96, dtype=torch.float32)
-    kept_bytes = registry.resolve("pairwise_lse_kept_bytes", many)(many, None)
-    torch.library.opcheck(op, (many.requires_grad_(), None, 2.0, None, None, True, kept_bytes))
+    torch.library.opcheck(op, (anchors, None, 2.0, mask, None, True))
+    torch.library.opcheck(op, (anchors, keys, 2.0, mask, key_mask, False))
 
 
 def test_compiles_whole():
@@ -147,7 +144,7 @@ def test_only_requested_gradients_are_computed(monkeypatch):
 
         @registry.register("pairwise_lse_backward", backend="reference")
         def spy(*arguments):
-            asked.append(arguments[-3:-1])
+            asked.append(arguments[3:5])
             return kernel(*arguments)
 
         registry._resolved.clear()

@@ -13,6 +13,7 @@ Environment variables:
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import threading
 from functools import cache
@@ -22,109 +23,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from action_kernels.backends import c_header
 from action_kernels.backends._library import LIBRARY_FOLDER, open_library
+from action_kernels.ops.pairwise_lse import PairwiseCall
 from action_kernels.ops.prepare_rows import row_count
 from action_kernels.ops.registry import register
+from action_kernels.ops.sample_pixels import Draw
 
 LIBRARY = "libaction_kernels_cpu.so"
-ABI_VERSION = 3
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-LABEL_DTYPES = {torch.int64: 0, torch.int32: 1, torch.int16: 2, torch.int8: 3, torch.uint8: 4}
-
-FORWARD, GRAD_ANCHORS, GRAD_KEYS = 0, 1, 2
-KEPT_WORKSPACE = 8 << 20  # bytes; a larger workspace is given back after each call
-
-
-class _Rows(ctypes.Structure):
-    """`ak_rows`: rows of a matrix, those that take part."""
-
-    _fields_ = [
-        ("data", ctypes.c_void_p),
-        ("mask", ctypes.c_void_p),
-        ("rows", ctypes.c_int64),
-        ("row_stride", ctypes.c_int64),
-        ("dtype", ctypes.c_int32),
-        ("labels", ctypes.c_void_p),
-    ]
-
-
-class _Map(ctypes.Structure):
-    """`ak_map`: a channels-first map, or with one pixel the rows of a matrix."""
-
-    _fields_ = [
-        ("data", ctypes.c_void_p),
-        ("batch", ctypes.c_int64),
-        ("dim", ctypes.c_int64),
-        ("pixels", ctypes.c_int64),
-        ("dtype", ctypes.c_int32),
-    ]
-
-
-class _Sampling(ctypes.Structure):
-    """`ak_sampling`: what to draw, and from what."""
-
-    _fields_ = [
-        ("scores", ctypes.c_void_p),
-        ("labels", ctypes.c_void_p),
-        ("mask", ctypes.c_void_p),
-        ("batch", ctypes.c_int64),
-        ("pixels", ctypes.c_int64),
-        ("classes", ctypes.c_int64),
-        ("samples", ctypes.c_int64),
-        ("seed", ctypes.c_uint64),
-        ("threshold", ctypes.c_double),
-        ("scores_dtype", ctypes.c_int32),
-        ("labels_dtype", ctypes.c_int32),
-        ("from_logits", ctypes.c_int32),
-    ]
-
-
-_int, _long, _double, _pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
-_text, _rows, _map = ctypes.c_char_p, ctypes.POINTER(_Rows), ctypes.POINTER(_Map)
-_sampling = ctypes.POINTER(_Sampling)
-_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "ak_status_message": (_text, [_int]),
-    "ak_cpu_isa": (_text, []),
-    "ak_cpu_set_isa": (_int, [_text]),
-    "ak_cpu_isa_status": (_int, []),
-    "ak_cpu_supported_isas": (_text, []),
-    "ak_cpu_openmp_library": (_text, []),
-    "ak_cpu_pairwise_lse_workspace": (_long, [_rows, _rows, _long, _int, _int, _int]),
-    "ak_cpu_pairwise_lse_kept": (_long, [_rows, _rows, _long, _int, _int]),
-    "ak_cpu_pairwise_lse_forward": (
-        _int,
-        [_rows, _rows, _long, _double, _int, _pointer, _pointer, _long, _int, _pointer, _long],
-    ),
-    "ak_cpu_pairwise_lse_backward": (
-        _int,
-        [
-            _rows,
-            _rows,
-            _long,
-            _double,
-            _int,
-            _pointer,
-            _pointer,
-            _pointer,
-            _long,
-            _pointer,
-            _pointer,
-            _int,
-            _pointer,
-            _long,
-        ],
-    ),
-    "ak_cpu_prepare_rows_forward": (
-        _int,
-        [_map, _pointer, _int, _pointer, _int, _pointer, _int],
-    ),
-    "ak_cpu_prepare_rows_backward": (
-        _int,
-        [_map, _pointer, _int, _pointer, _int, _pointer, _int],
-    ),
-    "ak_cpu_sample_pixels_workspace": (_long, [_sampling]),
-    "ak_cpu_sample_pixels": (_int, [_sampling, _pointer, _pointer, _int, _pointer, _long]),
+HEADER = c_header.read("action_kernels.h")
+_constant, _struct = HEADER.constants, HEADER.structs
+DTYPES = {
+    torch.float32: _constant["AK_FLOAT32"],
+    torch.bfloat16: _constant["AK_BFLOAT16"],
+    torch.float16: _constant["AK_FLOAT16"],
 }
+LABEL_DTYPES = {
+    torch.int64: _constant["AK_INT64"],
+    torch.int32: _constant["AK_INT32"],
+    torch.int16: _constant["AK_INT16"],
+    torch.int8: _constant["AK_INT8"],
+    torch.uint8: _constant["AK_UINT8"],
+}
+
+KEPT_WORKSPACE = 8 << 20  # bytes; a larger workspace is given back after each call
 
 
 @cache
@@ -133,9 +55,9 @@ def load() -> ctypes.CDLL:
     path = Path(os.environ.get("ACTION_KERNELS_CPU_LIBRARY") or LIBRARY_FOLDER / LIBRARY)
     return open_library(
         path,
-        _SIGNATURES,
+        HEADER.functions,
         version_function="ak_abi_version",
-        version=ABI_VERSION,
+        version=HEADER.constants["AK_ABI_VERSION"],
         missing="the package was not built; reinstall it (pip install .), or for work in place "
         "run python setup.py build_ext --inplace",
     )
@@ -221,14 +143,15 @@ def _with_contiguous_rows(tensor: Tensor) -> Tensor:
     return tensor.contiguous() if tensor.stride(1) != 1 or overlaps else tensor
 
 
-def _describe(tensor: Tensor, mask: Tensor | None) -> _Rows:
-    return _Rows(
+def _describe(tensor: Tensor, mask: Tensor | None) -> ctypes.Structure:
+    rows: ctypes.Structure = _struct["ak_rows"](
         tensor.data_ptr(),
         None if mask is None else mask.data_ptr(),
         tensor.shape[0],
         tensor.stride(0),
         DTYPES[tensor.dtype],
     )
+    return rows
 
 
 def _allow_bfloat16() -> int:
@@ -238,42 +161,34 @@ def _allow_bfloat16() -> int:
 class _Sides:
     """Anchors and keys as the library takes them; keeps the tensors alive."""
 
-    def __init__(
-        self, anchors: Tensor, keys: Tensor | None, mask: Tensor | None, key_mask: Tensor | None
-    ) -> None:
-        mask = None if mask is None else mask.contiguous()
-        anchors = _with_contiguous_rows(anchors)
-        self._tensors = [anchors, mask]
-        self.anchors = ctypes.byref(_describe(anchors, mask))
-        self.keys = None
-        self.dim = anchors.shape[1]
+    def __init__(self, call: PairwiseCall) -> None:
+        self.dim, self.scale = call.anchors.shape[1], call.scale
         self.allow_bfloat16 = _allow_bfloat16()
-        if keys is not None:
-            keys = _with_contiguous_rows(keys)
-            key_mask = None if key_mask is None else key_mask.contiguous()
-            self._tensors += [keys, key_mask]
-            self.keys = ctypes.byref(_describe(keys, key_mask))
+        self.threads = torch.get_num_threads()
+        self.anchors = self._side(call.anchors, call.mask)
+        self.keys = None if call.keys is None else self._side(call.keys, call.key_mask)
 
-    def workspace(self, work: int, threads: int) -> tuple[Tensor, int]:
+    def _side(self, rows: Tensor, mask: Tensor | None) -> Any:
+        rows, mask = _with_contiguous_rows(rows), None if mask is None else mask.contiguous()
+        described = _describe(rows, mask)
+        described.tensors = rows, mask
+        return ctypes.byref(described)
+
+    def workspace(self, passes: int) -> tuple[Tensor, int]:
+        """For AK_FORWARD, or for the sum of the gradients wanted."""
         size = _kernels().ak_cpu_pairwise_lse_workspace(
-            self.anchors, self.keys, self.dim, self.allow_bfloat16, work, threads
+            self.anchors, self.keys, self.dim, self.allow_bfloat16, passes, self.threads
         )
         _check(-min(size, 0), "pairwise_lse")
         return _workspace(size), size
 
-
-@register("pairwise_lse_kept_bytes", backend="cpu", dtypes=frozenset(DTYPES))
-def pairwise_lse_kept_bytes(anchors: Tensor, keys: Tensor | None) -> int:
-    if keys is not None:
-        return 0
-    n, dim = anchors.shape
-    # As if contiguous: the size does not depend on strides, and a copy only to ask would cost.
-    rows = _Rows(anchors.data_ptr(), None, n, dim, DTYPES[anchors.dtype])
-    size: int = _kernels().ak_cpu_pairwise_lse_kept(
-        ctypes.byref(rows), None, dim, _allow_bfloat16(), torch.get_num_threads()
-    )
-    _check(-min(size, 0), "pairwise_lse")
-    return size
+    def kept(self) -> Tensor | None:
+        """Room for what a forward pass leaves to the backward pass, where that pays."""
+        size = _kernels().ak_cpu_pairwise_lse_kept(
+            self.anchors, self.keys, self.dim, self.allow_bfloat16, self.threads
+        )
+        _check(-min(size, 0), "pairwise_lse")
+        return torch.empty(size, dtype=torch.uint8) if size else None
 
 
 def _place(kept: Tensor | None) -> tuple[int | None, int]:
@@ -281,66 +196,57 @@ def _place(kept: Tensor | None) -> tuple[int | None, int]:
 
 
 @register("pairwise_lse_forward", backend="cpu", dtypes=frozenset(DTYPES))
-def pairwise_lse_forward(
-    anchors: Tensor,
-    keys: Tensor | None,
-    scale: float,
-    mask: Tensor | None,
-    key_mask: Tensor | None,
-    normalized: bool,
-    kept: Tensor | None = None,
-) -> Tensor:
-    sides, threads = _Sides(anchors, keys, mask, key_mask), torch.get_num_threads()
-    lse = torch.empty(anchors.shape[0], dtype=torch.float32)
-    workspace, size = sides.workspace(FORWARD, threads)
+def pairwise_lse_forward(call: PairwiseCall, keep: bool) -> tuple[Tensor, Tensor | None]:
+    sides = _Sides(call)
+    lse = torch.empty(call.anchors.shape[0], dtype=torch.float32)
+    kept = sides.kept() if keep else None
+    workspace, size = sides.workspace(_constant["AK_FORWARD"])
     status = _kernels().ak_cpu_pairwise_lse_forward(
-        sides.anchors, sides.keys, sides.dim, scale, sides.allow_bfloat16, lse.data_ptr(),
-        *_place(kept), threads, workspace.data_ptr(), size,
+        sides.anchors, sides.keys, sides.dim, sides.scale, sides.allow_bfloat16, lse.data_ptr(),
+        *_place(kept), sides.threads, workspace.data_ptr(), size,
     )  # fmt: skip
     _check(status, "pairwise_lse")
-    return lse
+    return lse, kept
 
 
 @register("pairwise_lse_backward", backend="cpu", dtypes=frozenset(DTYPES))
 def pairwise_lse_backward(
+    call: PairwiseCall,
     grad_lse: Tensor,
     lse: Tensor,
-    anchors: Tensor,
-    keys: Tensor | None,
-    scale: float,
-    mask: Tensor | None,
-    key_mask: Tensor | None,
-    normalized: bool,
     need_anchors: bool,
     need_keys: bool,
     kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    sides, threads = _Sides(anchors, keys, mask, key_mask), torch.get_num_threads()
+    sides, dtype = _Sides(call), call.anchors.dtype
     grad_lse, lse = grad_lse.float().contiguous(), lse.contiguous()
-    need_keys = need_keys and keys is not None
-    grad_anchors = anchors.new_empty(anchors.shape if need_anchors else (0,))
-    grad_keys = anchors.new_empty(keys.shape if keys is not None and need_keys else (0,))
-    work = GRAD_ANCHORS * need_anchors + GRAD_KEYS * need_keys
-    workspace, size = sides.workspace(work, threads)
+    need_keys = need_keys and call.keys is not None
+    grad_anchors = torch.empty(call.anchors.shape if need_anchors else (0,), dtype=dtype)
+    grad_keys = torch.empty(
+        call.keys.shape if call.keys is not None and need_keys else (0,), dtype=dtype
+    )
+    passes = _constant["AK_GRAD_ANCHORS"] * need_anchors + _constant["AK_GRAD_KEYS"] * need_keys
+    workspace, size = sides.workspace(passes)
     status = _kernels().ak_cpu_pairwise_lse_backward(
-        sides.anchors, sides.keys, sides.dim, scale, sides.allow_bfloat16,
+        sides.anchors, sides.keys, sides.dim, sides.scale, sides.allow_bfloat16,
         grad_lse.data_ptr(), lse.data_ptr(), *_place(kept),
         grad_anchors.data_ptr() if need_anchors else None,
         grad_keys.data_ptr() if need_keys else None,
-        threads, workspace.data_ptr(), size,
+        sides.threads, workspace.data_ptr(), size,
     )  # fmt: skip
     _check(status, "pairwise_lse backward")
     return grad_anchors, grad_keys
 
 
-def _describe_map(features: Tensor) -> _Map:
-    return _Map(
+def _describe_map(features: Tensor) -> ctypes.Structure:
+    described: ctypes.Structure = _struct["ak_map"](
         features.data_ptr(),
         features.shape[0],
         features.shape[1],
-        features.shape[2:].numel(),
+        math.prod(features.shape[2:]),
         DTYPES[features.dtype],
     )
+    return described
 
 
 @register("prepare_rows_forward", backend="cpu", dtypes=frozenset(DTYPES))
@@ -378,37 +284,28 @@ def prepare_rows_backward(
 
 
 @register("sample_pixels", backend="cpu", dtypes=frozenset([*DTYPES, *LABEL_DTYPES]))
-def sample_pixels(
-    scores: Tensor | None,
-    labels: Tensor,
-    mask: Tensor | None,
-    seed: Tensor,
-    num_samples: int,
-    num_classes: int,
-    threshold: float,
-    from_logits: bool,
-) -> tuple[Tensor, Tensor]:
-    labels = labels.contiguous()
-    scores = None if scores is None else scores.contiguous()
-    mask = None if mask is None else mask.contiguous()
+def sample_pixels(draw: Draw) -> tuple[Tensor, Tensor]:
+    labels = draw.labels.contiguous()
+    scores = None if draw.scores is None else draw.scores.contiguous()
+    mask = None if draw.mask is None else draw.mask.contiguous()
     sampling = ctypes.byref(
-        _Sampling(
+        _struct["ak_sampling"](
             scores=None if scores is None else scores.data_ptr(),
             labels=labels.data_ptr(),
             mask=None if mask is None else mask.data_ptr(),
             batch=labels.shape[0],
-            pixels=labels.shape[1:].numel(),
-            classes=num_classes,
-            samples=num_samples,
-            seed=int(seed) % 2**64,
-            threshold=threshold,
+            pixels=math.prod(labels.shape[1:]),
+            classes=draw.num_classes,
+            samples=draw.num_samples,
+            seed=int(draw.seed) % 2**64,
+            threshold=draw.threshold,
             scores_dtype=0 if scores is None else DTYPES[scores.dtype],
             labels_dtype=LABEL_DTYPES[labels.dtype],
-            from_logits=from_logits,
+            from_logits=draw.from_logits,
         )
     )
-    index = torch.empty((num_classes, num_samples), dtype=torch.int64)
-    counts = torch.empty(num_classes, dtype=torch.int64)
+    index = torch.empty((draw.num_classes, draw.num_samples), dtype=torch.int64)
+    counts = torch.empty(draw.num_classes, dtype=torch.int64)
     size = _kernels().ak_cpu_sample_pixels_workspace(sampling)
     _check(-min(size, 0), "sample_pixels")
     workspace = _workspace(size)

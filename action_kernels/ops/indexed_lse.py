@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from action_kernels.ops import checks, registry
-from action_kernels.ops.autograd import refuse_second_derivatives
+from action_kernels.ops import checks, declare, registry
 from action_kernels.ops.pairwise_lse import accumulation_dtype
 
 
@@ -47,9 +46,8 @@ def indexed_lse(queries: Tensor, bank: Tensor, index: Tensor, *, scale: float) -
     differentiate = torch.is_grad_enabled()
     if differentiate and bank.requires_grad:
         raise ValueError("bank gets no gradient from indexed_lse: pass bank.detach()")
-    lse, _ = torch.ops.action_kernels.indexed_lse(
-        queries, bank, index, float(scale), differentiate and queries.requires_grad
-    )
+    with_mean = differentiate and queries.requires_grad
+    lse, _ = _forward(queries, bank, index, float(scale), with_mean)
     return lse
 
 
@@ -57,7 +55,7 @@ def _divides(runs: int, queries: int) -> bool:
     return queries % runs == 0 if runs else queries == 0
 
 
-@torch.library.custom_op("action_kernels::indexed_lse", mutates_args=())
+@declare.op("indexed_lse")
 def _forward(
     queries: Tensor, bank: Tensor, index: Tensor, scale: float, with_mean: bool
 ) -> tuple[Tensor, Tensor]:
@@ -72,42 +70,44 @@ def _forward(
     return lse_and_mean
 
 
-@_forward.register_fake
+@_forward.fake
 def _(
     queries: Tensor, bank: Tensor, index: Tensor, scale: float, with_mean: bool
 ) -> tuple[Tensor, Tensor]:
     dtype = accumulation_dtype(queries.dtype)
     return (
-        queries.new_empty(queries.shape[0], dtype=dtype),
-        queries.new_empty(queries.shape if with_mean else (0,), dtype=dtype),
+        torch.empty(queries.shape[0], dtype=dtype, device=queries.device),
+        torch.empty(queries.shape if with_mean else (0,), dtype=dtype, device=queries.device),
     )
 
 
-@torch.library.custom_op("action_kernels::indexed_lse_backward", mutates_args=())
-def _backward(grad_lse: Tensor, mean: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+@declare.op("indexed_lse_backward")
+def _backward(grad_lse: Tensor, mean: Tensor, queries: Tensor, scale: float) -> Tensor:
     """``g_i · scale · mean_i``; an op only so that its derivative is refused, for all backends."""
-    return (mean * (grad_lse * scale)[:, None]).to(dtype)
+    return (mean * (grad_lse * scale)[:, None]).to(queries.dtype)
 
 
-@_backward.register_fake
-def _(grad_lse: Tensor, mean: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    return mean.new_empty(mean.shape, dtype=dtype)
+@_backward.fake
+def _(grad_lse: Tensor, mean: Tensor, queries: Tensor, scale: float) -> Tensor:
+    return torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    queries, _bank, _index, scale, with_mean = inputs
-    if not with_mean:
-        raise RuntimeError("indexed_lse: queries that ask for a gradient need with_mean=True")
-    ctx.save_for_backward(output[1])
-    ctx.scale, ctx.dtype = scale, queries.dtype
-    ctx.set_materialize_grads(True)
+@_forward.differentiable
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        queries, _bank, _index, ctx.scale, with_mean = arguments
+        if not with_mean:
+            raise RuntimeError("indexed_lse: queries that ask for a gradient need with_mean=True")
+        lse, mean = _forward.below_autograd(*arguments)
+        ctx.save_for_backward(mean, queries)  # queries: for what a second derivative would be of
+        ctx.mark_non_differentiable(mean)
+        return lse, mean
+
+    @staticmethod
+    def backward(ctx: Any, grad_lse: Tensor, _grad_mean: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        mean, queries = ctx.saved_tensors
+        return _backward(grad_lse, mean, queries, ctx.scale), None, None, None, None
 
 
-def _differentiate(ctx: Any, grad_lse: Tensor, _grad_mean: Tensor) -> tuple[Any, ...]:
-    (mean,) = ctx.saved_tensors
-    gradient = torch.ops.action_kernels.indexed_lse_backward(grad_lse, mean, ctx.scale, ctx.dtype)
-    return gradient, None, None, None, None
-
-
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
-refuse_second_derivatives(_backward, "indexed_lse")
+_backward.without_second_derivative(of="indexed_lse")

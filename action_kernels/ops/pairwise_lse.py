@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from action_kernels.ops import checks, registry
-from action_kernels.ops.autograd import refuse_second_derivatives
+from action_kernels.ops import checks, declare, registry
 
 
 def pairwise_lse(
@@ -54,22 +53,18 @@ def pairwise_lse(
         checks.check_same_dtype(anchors=anchors, keys=keys)
         checks.check_mask("key_mask", key_mask, keys.shape[:1])
     checks.check_same_device(anchors=anchors, keys=keys, mask=mask, key_mask=key_mask)
-    lse, _ = torch.ops.action_kernels.pairwise_lse(
-        anchors, keys, float(scale), mask, key_mask, normalized, _kept_bytes(anchors, keys)
-    )
-    return lse
+    return _forward(PairwiseCall(anchors, keys, float(scale), mask, key_mask, normalized))
 
 
-def _kept_bytes(anchors: Tensor, keys: Tensor | None) -> int:
-    """Bytes that the backend's forward pass would leave to its backward pass; 0 if there will be none.
+class PairwiseCall(NamedTuple):
+    """What is asked for: the arguments of the ops and of every backend's kernels."""
 
-    Not while compiling: the size of an output may not depend on the backend there.
-    """
-    differentiated = anchors.requires_grad or (keys is not None and keys.requires_grad)
-    if torch.compiler.is_compiling() or not (differentiated and torch.is_grad_enabled()):
-        return 0
-    size: int = registry.resolve("pairwise_lse_kept_bytes", anchors)(anchors, keys)
-    return size
+    anchors: Tensor
+    keys: Tensor | None  # None: the anchors are their own keys, j = i left out
+    scale: float
+    mask: Tensor | None = None
+    key_mask: Tensor | None = None
+    normalized: bool = False
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -77,104 +72,91 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-@torch.library.custom_op("action_kernels::pairwise_lse", mutates_args=())
-def _forward(
-    anchors: Tensor,
-    keys: Tensor | None,
-    scale: float,
-    mask: Tensor | None,
-    key_mask: Tensor | None,
-    normalized: bool,
-    kept_bytes: int,
-) -> tuple[Tensor, Tensor]:
-    """lse (n,), and `kept_bytes` bytes for the backward pass of the same backend, which alone reads them."""
-    kept = anchors.new_empty(kept_bytes, dtype=torch.uint8)
-    kernel = registry.resolve("pairwise_lse_forward", anchors)
-    lse: Tensor = kernel(
-        anchors, keys, scale, mask, key_mask, normalized, kept if kept_bytes else None
-    )
-    return lse, kept
+def _run_forward(call: PairwiseCall, keep: bool) -> tuple[Tensor, Tensor | None]:
+    """lse (n,), and if `keep` what the backend leaves to its own backward pass, which alone reads it."""
+    kernel = registry.resolve("pairwise_lse_forward", call.anchors)
+    lse_and_kept: tuple[Tensor, Tensor | None] = kernel(call, keep)
+    return lse_and_kept
 
 
-@_forward.register_fake
-def _(
-    anchors: Tensor,
-    keys: Tensor | None,
-    scale: float,
-    mask: Tensor | None,
-    key_mask: Tensor | None,
-    normalized: bool,
-    kept_bytes: int,
-) -> tuple[Tensor, Tensor]:
-    lse = anchors.new_empty(anchors.shape[0], dtype=accumulation_dtype(anchors.dtype))
-    return lse, anchors.new_empty(kept_bytes, dtype=torch.uint8)
-
-
-@torch.library.custom_op("action_kernels::pairwise_lse_backward", mutates_args=())
-def _backward(
+def _run_backward(
+    call: PairwiseCall,
     grad_lse: Tensor,
     lse: Tensor,
-    anchors: Tensor,
-    keys: Tensor | None,
-    scale: float,
-    mask: Tensor | None,
-    key_mask: Tensor | None,
-    normalized: bool,
     need_anchors: bool,
     need_keys: bool,
-    kept: Tensor,
+    kept: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    kernel = registry.resolve("pairwise_lse_backward", call.anchors)
+    gradients: tuple[Tensor, Tensor] = kernel(call, grad_lse, lse, need_anchors, need_keys, kept)
+    return gradients
+
+
+@declare.op("pairwise_lse")
+def _forward(call: PairwiseCall) -> Tensor:
+    """lse (n,) in the dtype of sums."""
+    return _run_forward(call, keep=False)[0]
+
+
+@_forward.fake
+def _(call: PairwiseCall) -> Tensor:
+    dtype = accumulation_dtype(call.anchors.dtype)
+    return torch.empty(call.anchors.shape[0], dtype=dtype, device=call.anchors.device)
+
+
+@declare.op("pairwise_lse_backward")
+def _backward(
+    call: PairwiseCall, grad_lse: Tensor, lse: Tensor, need_anchors: bool, need_keys: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients of anchors and keys, in their dtype; an empty tensor for one not asked for.
 
     Without keys the anchors' gradient holds both of their parts:
     ``scale · Σ_j (g_i P_ij + g_j P_ji) a_j`` with ``P_ij = exp(s_ij − lse_i)``.
     """
-    kernel = registry.resolve("pairwise_lse_backward", anchors)
-    gradients: tuple[Tensor, Tensor] = kernel(
-        grad_lse, lse, anchors, keys, scale, mask, key_mask, normalized, need_anchors, need_keys,
-        kept if kept.numel() else None,
-    )  # fmt: skip
-    return gradients
+    return _run_backward(call, grad_lse, lse, need_anchors, need_keys)
 
 
-@_backward.register_fake
+@_backward.fake
 def _(
-    grad_lse: Tensor,
-    lse: Tensor,
-    anchors: Tensor,
-    keys: Tensor | None,
-    scale: float,
-    mask: Tensor | None,
-    key_mask: Tensor | None,
-    normalized: bool,
-    need_anchors: bool,
-    need_keys: bool,
-    kept: Tensor,
+    call: PairwiseCall, grad_lse: Tensor, lse: Tensor, need_anchors: bool, need_keys: bool
 ) -> tuple[Tensor, Tensor]:
-    grad_anchors = anchors.new_empty(anchors.shape if need_anchors else (0,))
-    grad_keys = anchors.new_empty(keys.shape if need_keys and keys is not None else (0,))
-    return grad_anchors, grad_keys
+    def gradient_of(rows: Tensor | None) -> Tensor:
+        shape = (0,) if rows is None else rows.shape
+        return torch.empty(shape, dtype=call.anchors.dtype, device=call.anchors.device)
+
+    return gradient_of(call.anchors if need_anchors else None), gradient_of(
+        call.keys if need_keys else None
+    )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    anchors, keys, scale, mask, key_mask, normalized, _ = inputs
-    ctx.save_for_backward(*output, anchors, keys, mask, key_mask)
-    ctx.scale, ctx.normalized = scale, normalized
+@_forward.differentiable
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        call = PairwiseCall(*arguments)
+        kept = None
+        if declare.is_eager(call.anchors, call.keys, call.mask, call.key_mask):
+            lse, kept = _run_forward(call, keep=True)
+        else:
+            lse = _forward.below_autograd(call)
+        ctx.save_for_backward(lse, kept, call.anchors, call.keys, call.mask, call.key_mask)
+        ctx.scale, ctx.normalized = call.scale, call.normalized
+        return lse
+
+    @staticmethod
+    def backward(ctx: Any, grad_lse: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        lse, kept, anchors, keys, mask, key_mask = ctx.saved_tensors
+        need_anchors, need_keys = ctx.needs_input_grad[:2]
+        call = PairwiseCall(anchors, keys, ctx.scale, mask, key_mask, ctx.normalized)
+        if kept is not None and not torch.is_grad_enabled():
+            gradients = _run_backward(call, grad_lse, lse, need_anchors, need_keys, kept)
+        else:
+            gradients = _backward(call, grad_lse, lse, need_anchors, need_keys)
+        return (
+            gradients[0] if need_anchors else None,
+            gradients[1] if need_keys else None,
+            None, None, None, None,
+        )  # fmt: skip
 
 
-def _differentiate(ctx: Any, grad_lse: Tensor, _grad_kept: None) -> tuple[Any, ...]:
-    lse, kept, anchors, keys, mask, key_mask = ctx.saved_tensors
-    need_anchors, need_keys = ctx.needs_input_grad[:2]
-    grad_anchors, grad_keys = torch.ops.action_kernels.pairwise_lse_backward(
-        grad_lse, lse, anchors, keys, ctx.scale, mask, key_mask, ctx.normalized,
-        need_anchors, need_keys and keys is not None, kept,
-    )  # fmt: skip
-    return (
-        grad_anchors if need_anchors else None,
-        grad_keys if need_keys and keys is not None else None,
-        None, None, None, None, None,
-    )  # fmt: skip
-
-
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
-refuse_second_derivatives(_backward, "pairwise_lse")
+_backward.without_second_derivative(of="pairwise_lse")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from action_kernels.ops import checks, registry
-from action_kernels.ops.autograd import refuse_second_derivatives
+from action_kernels.ops import checks, declare, registry
 from action_kernels.ops.pairwise_lse import accumulation_dtype
 
 MINIMUM_NORM = 1e-12
@@ -48,15 +48,15 @@ def prepare_rows(
     dtype = dtype or features.dtype
     if features.dim() == 2 and mask is None and not normalize:
         return features.to(dtype)
-    return torch.ops.action_kernels.prepare_rows(features, mask, normalize, dtype)[0]
+    return _forward(features, mask, normalize, dtype)[0]
 
 
 def row_count(features: Tensor) -> int:
     """Pixels of a map (B, d, *spatial), or rows of a matrix (n, d)."""
-    return features.shape[0] * features.shape[2:].numel()
+    return features.shape[0] * math.prod(features.shape[2:])
 
 
-@torch.library.custom_op("action_kernels::prepare_rows", mutates_args=())
+@declare.op("prepare_rows")
 def _forward(
     features: Tensor, mask: Tensor | None, normalize: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -66,18 +66,18 @@ def _forward(
     return rows_and_factors
 
 
-@_forward.register_fake
+@_forward.fake
 def _(
     features: Tensor, mask: Tensor | None, normalize: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    n = row_count(features)
+    n, device = row_count(features), features.device
     return (
-        features.new_empty((n, features.shape[1]), dtype=dtype),
-        features.new_empty(n, dtype=accumulation_dtype(features.dtype)),
+        torch.empty((n, features.shape[1]), dtype=dtype, device=device),
+        torch.empty(n, dtype=accumulation_dtype(features.dtype), device=device),
     )
 
 
-@torch.library.custom_op("action_kernels::prepare_rows_backward", mutates_args=())
+@declare.op("prepare_rows_backward")
 def _backward(grad_rows: Tensor, features: Tensor, factors: Tensor, normalize: bool) -> Tensor:
     """``f · (g − r (r · g))`` with r = f · x when normalising, else ``f · g``; of the features' form."""
     kernel = registry.resolve("prepare_rows_backward", features)
@@ -85,25 +85,25 @@ def _backward(grad_rows: Tensor, features: Tensor, factors: Tensor, normalize: b
     return gradient
 
 
-@_backward.register_fake
+@_backward.fake
 def _(grad_rows: Tensor, features: Tensor, factors: Tensor, normalize: bool) -> Tensor:
-    return features.new_empty(features.shape)
+    return torch.empty(features.shape, dtype=features.dtype, device=features.device)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    features, _mask, normalize, _dtype = inputs
-    ctx.save_for_backward(features, output[1])
-    ctx.normalize = normalize
-    ctx.set_materialize_grads(True)
+@_forward.differentiable
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        features, _mask, ctx.normalize, _dtype = arguments
+        rows, factors = _forward.below_autograd(*arguments)
+        ctx.save_for_backward(features, factors)
+        ctx.mark_non_differentiable(factors)
+        return rows, factors
+
+    @staticmethod
+    def backward(ctx: Any, grad_rows: Tensor, _grad_factors: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        features, factors = ctx.saved_tensors
+        return _backward(grad_rows, features, factors, ctx.normalize), None, None, None
 
 
-def _differentiate(ctx: Any, grad_rows: Tensor, _grad_factors: Tensor) -> tuple[Any, ...]:
-    features, factors = ctx.saved_tensors
-    gradient = torch.ops.action_kernels.prepare_rows_backward(
-        grad_rows, features, factors, ctx.normalize
-    )
-    return gradient, None, None, None
-
-
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
-refuse_second_derivatives(_backward, "prepare_rows")
+_backward.without_second_derivative(of="prepare_rows")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from action_kernels.ops import checks, registry
+from action_kernels.ops import checks, declare, registry
 
 MAXIMUM_PIXELS = 2**31 - 1
 MAXIMUM_DRAWS = 2**32
@@ -67,7 +69,7 @@ def sample_pixels(
     if threshold is not None:
         _check_threshold(threshold, scores, labels, num_classes)
     checks.check_same_device(labels=labels, mask=mask)
-    index, counts = torch.ops.action_kernels.sample_pixels(
+    draw = Draw(
         None if scores is None or threshold is None else scores.detach(),
         labels,
         mask,
@@ -77,6 +79,7 @@ def sample_pixels(
         0.0 if threshold is None else float(threshold),
         from_logits,
     )
+    index, counts = _op(draw)
     return index, counts
 
 
@@ -100,17 +103,21 @@ def _draw_seed(device: torch.device, generator: torch.Generator | None) -> Tenso
     return seed.to(device, non_blocking=True)
 
 
-@torch.library.custom_op("action_kernels::sample_pixels", mutates_args=())
-def _op(
-    scores: Tensor | None,
-    labels: Tensor,
-    mask: Tensor | None,
-    seed: Tensor,
-    num_samples: int,
-    num_classes: int,
-    threshold: float,
-    from_logits: bool,
-) -> tuple[Tensor, Tensor]:
+class Draw(NamedTuple):
+    """What is drawn, and from what: the arguments of the op and of every backend's kernel."""
+
+    scores: Tensor | None
+    labels: Tensor
+    mask: Tensor | None
+    seed: Tensor
+    num_samples: int
+    num_classes: int
+    threshold: float
+    from_logits: bool
+
+
+@declare.op("sample_pixels")
+def _op(draw: Draw) -> tuple[Tensor, Tensor]:
     """Indices (K, Q) and counts (K,), both int64.
 
     Every backend draws the same pixels: with n_c candidates in class c, draw q of it is the candidate
@@ -119,23 +126,18 @@ def _op(
     the probabilities differ by no more than n_c / 2³² of themselves.) Without scores every pixel of a
     class is a candidate; with them those of confidence < `threshold`.
     """
-    kernel = registry.resolve("sample_pixels", labels if scores is None else scores)
-    index_and_counts: tuple[Tensor, Tensor] = kernel(
-        scores, labels, mask, seed, num_samples, num_classes, threshold, from_logits
-    )
+    kernel = registry.resolve("sample_pixels", draw.labels if draw.scores is None else draw.scores)
+    index_and_counts: tuple[Tensor, Tensor] = kernel(draw)
     return index_and_counts
 
 
-@_op.register_fake
-def _(
-    scores: Tensor | None,
-    labels: Tensor,
-    mask: Tensor | None,
-    seed: Tensor,
-    num_samples: int,
-    num_classes: int,
-    threshold: float,
-    from_logits: bool,
-) -> tuple[Tensor, Tensor]:
-    index = labels.new_empty((num_classes, num_samples), dtype=torch.int64)
-    return index, labels.new_empty(num_classes, dtype=torch.int64)
+@_op.fake
+def _(draw: Draw) -> tuple[Tensor, Tensor]:
+    shape, device = (draw.num_classes, draw.num_samples), draw.labels.device
+    return (
+        torch.empty(shape, dtype=torch.int64, device=device),
+        torch.empty(draw.num_classes, dtype=torch.int64, device=device),
+    )
+
+
+_op.constant()

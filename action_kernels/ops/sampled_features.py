@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from action_kernels.ops import checks, registry
-from action_kernels.ops.autograd import refuse_second_derivatives
+from action_kernels.ops import checks, declare, registry
 
 
 def sampled_features(features: Tensor, index: Tensor, size: Sequence[int]) -> Tensor:
@@ -46,26 +46,28 @@ def sampled_features(features: Tensor, index: Tensor, size: Sequence[int]) -> Te
             f"size must have {axes} axes, none shorter than those of features "
             f"{checks.shape_of(features)}, got {tuple(size)}"
         )
-    checks.check_index("index", index, features.shape[0] * torch.Size(size).numel())
+    checks.check_index("index", index, features.shape[0] * math.prod(size))
     if index.dim() != 1:
         raise ValueError(f"index must have shape (M,), got {checks.shape_of(index)}")
     checks.check_same_device(features=features, index=index)
-    return torch.ops.action_kernels.sampled_features(features, index, list(size))
+    neighbourhoods: Tensor = _forward(features, index, list(size))
+    return neighbourhoods
 
 
-@torch.library.custom_op("action_kernels::sampled_features", mutates_args=())
+@declare.op("sampled_features")
 def _forward(features: Tensor, index: Tensor, size: Sequence[int]) -> Tensor:
     kernel = registry.resolve("sampled_features_forward", features)
     neighbourhoods: Tensor = kernel(features, index, size)
     return neighbourhoods
 
 
-@_forward.register_fake
+@_forward.fake
 def _(features: Tensor, index: Tensor, size: Sequence[int]) -> Tensor:
-    return features.new_empty((index.shape[0], 3 ** len(size), features.shape[1]))
+    shape = (index.shape[0], 3 ** len(size), features.shape[1])
+    return torch.empty(shape, dtype=features.dtype, device=features.device)
 
 
-@torch.library.custom_op("action_kernels::sampled_features_backward", mutates_args=())
+@declare.op("sampled_features_backward")
 def _backward(
     grad_neighbourhoods: Tensor, index: Tensor, shape: Sequence[int], size: Sequence[int]
 ) -> Tensor:
@@ -75,26 +77,29 @@ def _backward(
     return gradient
 
 
-@_backward.register_fake
+@_backward.fake
 def _(
     grad_neighbourhoods: Tensor, index: Tensor, shape: Sequence[int], size: Sequence[int]
 ) -> Tensor:
-    return grad_neighbourhoods.new_empty(shape)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    features, index, size = inputs
-    ctx.save_for_backward(index)
-    ctx.shape, ctx.size = features.shape, size
-
-
-def _differentiate(ctx: Any, grad_neighbourhoods: Tensor) -> tuple[Any, ...]:
-    (index,) = ctx.saved_tensors
-    gradient = torch.ops.action_kernels.sampled_features_backward(
-        grad_neighbourhoods, index, list(ctx.shape), ctx.size
+    return torch.empty(
+        list(shape), dtype=grad_neighbourhoods.dtype, device=grad_neighbourhoods.device
     )
-    return gradient, None, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
-refuse_second_derivatives(_backward, "sampled_features")
+@_forward.differentiable
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        features, index, ctx.size = arguments
+        ctx.save_for_backward(index)
+        ctx.shape = features.shape
+        neighbourhoods: Tensor = _forward.below_autograd(*arguments)
+        return neighbourhoods
+
+    @staticmethod
+    def backward(ctx: Any, grad_neighbourhoods: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        (index,) = ctx.saved_tensors
+        return _backward(grad_neighbourhoods, index, list(ctx.shape), ctx.size), None, None
+
+
+_backward.without_second_derivative(of="sampled_features")

@@ -18,6 +18,7 @@ from action_kernels.backends.triton import device as launches
 from action_kernels.backends.triton import indexed_lse as triton_indexed_lse
 from action_kernels.backends.triton import pairwise_lse, tiles
 from action_kernels.ops import indexed_lse, prepare_rows, sample_pixels, sampled_features
+from action_kernels.ops.pairwise_lse import PairwiseCall
 
 LIMIT = 1 << 31  # elements
 D = 512
@@ -86,7 +87,7 @@ def test_pairwise_lse_forward(storage: Tensor, monkeypatch: pytest.MonkeyPatch) 
     half = torch.float16
     launch = recorded(
         lambda: pairwise_lse.pairwise_lse_forward(
-            meta(16, D, dtype=half), meta(COUNT, D, dtype=half), 5.0, None, None, True
+            PairwiseCall(meta(16, D, dtype=half), meta(COUNT, D, dtype=half), 5.0), False
         )
     )
     launch = in_one_step_each(launch, COUNT)
@@ -107,10 +108,13 @@ def test_pairwise_lse_backward(storage: Tensor, monkeypatch: pytest.MonkeyPatch)
     row = meta(COUNT)
     launch = recorded(
         lambda: pairwise_lse.pairwise_lse_backward(
-            row, row, meta(COUNT, D, dtype=half), meta(16, D, dtype=half), 5.0, None, None, True,
-            True, False,
+            PairwiseCall(meta(COUNT, D, dtype=half), meta(16, D, dtype=half), 5.0),
+            row,
+            row,
+            True,
+            False,
         )
-    )  # fmt: skip
+    )
     launch = in_one_step_each(launch, 16)
     lse = torch.zeros(COUNT)
     lse[-32:] = (own[-32:].float() @ keys.float().T * 5.0).logsumexp(1)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from action_kernels.backends.reference.rows import chunks, clean
+from action_kernels.ops.pairwise_lse import PairwiseCall
 from action_kernels.ops.registry import register
 
 
@@ -21,66 +22,48 @@ def _similarities(
     return s
 
 
-@register("pairwise_lse_kept_bytes", backend="reference")
-def pairwise_lse_kept_bytes(anchors: Tensor, keys: Tensor | None) -> int:
-    return 0
-
-
 @register("pairwise_lse_forward", backend="reference")
-def pairwise_lse_forward(
-    anchors: Tensor,
-    keys: Tensor | None,
-    scale: float,
-    mask: Tensor | None,
-    key_mask: Tensor | None,
-    normalized: bool,
-    kept: Tensor | None = None,
-) -> Tensor:
-    self_ = keys is None
-    if self_:
-        key_mask = mask
-    a = clean(anchors, mask)
-    k = a if keys is None else clean(keys, key_mask)
-    lse = a.new_full((a.shape[0],), -torch.inf)
+def pairwise_lse_forward(call: PairwiseCall, keep: bool) -> tuple[Tensor, None]:
+    a, k, key_mask = _clean_sides(call)
+    lse = torch.full((a.shape[0],), -torch.inf, dtype=a.dtype, device=a.device)
     for chunk in chunks(a.shape[0], k.shape[0]):
-        lse[chunk] = _similarities(a, k, chunk, scale, key_mask, self_).logsumexp(1)
-    return lse if mask is None else lse.where(mask, 0)
+        lse[chunk] = _similarities(a, k, chunk, call.scale, key_mask, a is k).logsumexp(1)
+    return lse if call.mask is None else lse.where(call.mask, 0), None
+
+
+def _clean_sides(call: PairwiseCall) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Anchors, keys (the anchors themselves if they are their own) and the keys' mask."""
+    a = clean(call.anchors, call.mask)
+    if call.keys is None:
+        return a, a, call.mask
+    return a, clean(call.keys, call.key_mask), call.key_mask
 
 
 @register("pairwise_lse_backward", backend="reference")
 def pairwise_lse_backward(
+    call: PairwiseCall,
     grad_lse: Tensor,
     lse: Tensor,
-    anchors: Tensor,
-    keys: Tensor | None,
-    scale: float,
-    mask: Tensor | None,
-    key_mask: Tensor | None,
-    normalized: bool,
     need_anchors: bool,
     need_keys: bool,
-    kept: Tensor | None = None,
+    kept: None = None,
 ) -> tuple[Tensor, Tensor]:
-    self_ = keys is None
-    if self_:
-        key_mask = mask
-    a = clean(anchors, mask)
-    k = a if keys is None else clean(keys, key_mask)
-    takes_part = lse > -torch.inf if mask is None else (lse > -torch.inf) & mask
-    g = (grad_lse * scale).where(takes_part, 0)
+    a, k, key_mask = _clean_sides(call)
+    takes_part = lse > -torch.inf if call.mask is None else (lse > -torch.inf) & call.mask
+    g = (grad_lse * call.scale).where(takes_part, 0)
     shift = lse.where(takes_part, 0)
     grad_a, grad_k = torch.zeros_like(a), torch.zeros_like(k)
     for chunk in chunks(a.shape[0], k.shape[0]):
-        s = _similarities(a, k, chunk, scale, key_mask, self_)
+        s = _similarities(a, k, chunk, call.scale, key_mask, a is k)
         weights = (s - shift[chunk, None]).exp_() * g[chunk, None]
         if need_anchors:
             grad_a[chunk] = weights @ k
-        if need_keys or self_:
+        if need_keys or a is k:
             grad_k.addmm_(weights.T, a[chunk])
-    if self_:
+    if a is k:
         grad_a += grad_k
-    nothing = anchors.new_empty(0)
+    nothing = a.new_empty(0, dtype=call.anchors.dtype)
     return (
-        grad_a.to(anchors.dtype) if need_anchors else nothing,
-        grad_k.to(anchors.dtype) if need_keys and not self_ else nothing.clone(),
+        grad_a.to(call.anchors.dtype) if need_anchors else nothing,
+        grad_k.to(call.anchors.dtype) if need_keys else nothing.clone(),
     )

@@ -7,50 +7,36 @@ from torch import Tensor
 
 from action_kernels.ops.pairwise_lse import accumulation_dtype
 from action_kernels.ops.registry import register
+from action_kernels.ops.sample_pixels import Draw
 
 _LOW_WORD = 0xFFFFFFFF
 
 
 @register("sample_pixels", backend="reference")
-def sample_pixels(
-    scores: Tensor | None,
-    labels: Tensor,
-    mask: Tensor | None,
-    seed: Tensor,
-    num_samples: int,
-    num_classes: int,
-    threshold: float,
-    from_logits: bool,
-) -> tuple[Tensor, Tensor]:
-    classes = _candidate_classes(scores, labels, mask, num_classes, threshold, from_logits)
-    members = classes == torch.arange(num_classes, device=labels.device)[:, None]
+def sample_pixels(draw: Draw) -> tuple[Tensor, Tensor]:
+    classes, device = _candidate_classes(draw), draw.labels.device
+    num_classes, num_samples = draw.num_classes, draw.num_samples
+    members = classes == torch.arange(num_classes, device=device)[:, None]
     ranks = members.cumsum(1, dtype=torch.int32)  # of a candidate of the row's class: from 1
     counts = ranks[:, -1].long() if classes.numel() else classes.new_zeros(num_classes)
-    words = philox(seed, torch.arange(num_classes * num_samples, device=labels.device))
+    words = philox(draw.seed, torch.arange(num_classes * num_samples, device=device))
     rank = (words.view(num_classes, num_samples) * counts[:, None]) >> 32
     index = torch.searchsorted(ranks, (rank + 1).int())  # the first pixel that reaches the rank
     return index.where(counts[:, None] > 0, -1), counts
 
 
-def _candidate_classes(
-    scores: Tensor | None,
-    labels: Tensor,
-    mask: Tensor | None,
-    num_classes: int,
-    threshold: float,
-    from_logits: bool,
-) -> Tensor:
+def _candidate_classes(draw: Draw) -> Tensor:
     """(pixels,) int64: the class that a pixel may be drawn for, or `num_classes` for none."""
-    classes = labels.to(torch.int64)
-    candidate = (classes >= 0) & (classes < num_classes)
-    if mask is not None:
-        candidate &= mask
-    if scores is not None:
-        scores = scores.detach().to(accumulation_dtype(scores.dtype))
-        confidence = scores.softmax(1) if from_logits else scores
+    classes = draw.labels.to(torch.int64)
+    candidate = (classes >= 0) & (classes < draw.num_classes)
+    if draw.mask is not None:
+        candidate &= draw.mask
+    if draw.scores is not None:
+        scores = draw.scores.detach().to(accumulation_dtype(draw.scores.dtype))
+        confidence = scores.softmax(1) if draw.from_logits else scores
         own = confidence.gather(1, classes.where(candidate, 0)[:, None]).squeeze(1)
-        candidate &= own < threshold
-    return classes.where(candidate, num_classes).flatten()
+        candidate &= own < draw.threshold
+    return classes.where(candidate, draw.num_classes).flatten()
 
 
 def philox(seed: Tensor, counter: Tensor) -> Tensor:

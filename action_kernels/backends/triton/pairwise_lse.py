@@ -44,6 +44,7 @@ from action_kernels.backends.triton.tiles import (
     load_rows,
     whole_tiles,
 )
+from action_kernels.ops.pairwise_lse import PairwiseCall
 from action_kernels.ops.registry import register
 
 DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
@@ -317,33 +318,22 @@ def _weigh_tiles(
     return total
 
 
-@register("pairwise_lse_kept_bytes", backend="triton", dtypes=DTYPES)
-def pairwise_lse_kept_bytes(anchors: Tensor, keys: Tensor | None) -> int:
-    return 0  # computing a tile again is cheaper than a trip to memory
-
-
 @register("pairwise_lse_forward", backend="triton", dtypes=DTYPES)
-def pairwise_lse_forward(
-    anchors: Tensor,
-    keys: Tensor | None,
-    scale: float,
-    mask: Tensor | None,
-    key_mask: Tensor | None,
-    normalized: bool,
-    kept: Tensor | None = None,
-) -> Tensor:
+def pairwise_lse_forward(call: PairwiseCall, keep: bool) -> tuple[Tensor, None]:
+    """Nothing is kept for the backward pass: computing a tile again is cheaper than a trip to memory."""
+    anchors = call.anchors
     count = anchors.shape[0]
     if not _served(anchors):
-        return reference.pairwise_lse_forward(anchors, keys, scale, mask, key_mask, normalized)
+        return reference.pairwise_lse_forward(call, keep)
     if count == 0:
-        return anchors.new_empty(0, dtype=torch.float32)
+        return anchors.new_empty(0, dtype=torch.float32), None
 
     def run(tiles: tuning.Tiles) -> Tensor:
-        return _forward(anchors, keys, scale, mask, key_mask, normalized, tiles)
+        return _forward(call, tiles)
 
     candidates = tuning.forward_candidates(*_tiling_of(anchors))
     key = ("pairwise_lse_forward", count.bit_length(), *_tiling_of(anchors))
-    return run(tuning.choose(key, candidates, run))
+    return run(tuning.choose(key, candidates, run)), None
 
 
 def _served(rows: Tensor) -> bool:
@@ -356,20 +346,13 @@ def _tiling_of(rows: Tensor) -> tuple[Target, int, int, str]:
     return target_of(rows), rows.shape[1], rows.element_size(), product_precision(rows)
 
 
-def _forward(
-    anchors: Tensor,
-    keys: Tensor | None,
-    scale: float,
-    mask: Tensor | None,
-    key_mask: Tensor | None,
-    normalized: bool,
-    tiles: tuning.Tiles,
-) -> Tensor:
+def _forward(call: PairwiseCall, tiles: tuning.Tiles) -> Tensor:
+    anchors, keys, mask = call.anchors, call.keys, call.mask
     count = anchors.shape[0]
     self_ = keys is None
     a = whole_tiles(anchors, mask, tiles.rows)
-    k = a if keys is None else whole_tiles(keys, key_mask, tiles.keys)
-    fixed = _fixed_shift(scale, normalized)
+    k = a if keys is None else whole_tiles(keys, call.key_mask, tiles.keys)
+    fixed = _fixed_shift(call.scale, call.normalized)
     symmetric = self_ and fixed and not torch.are_deterministic_algorithms_enabled()
     padded_count = a.values.shape[0]
     blocks, key_tiles = padded_count // tiles.rows, k.values.shape[0] // tiles.keys
@@ -389,7 +372,7 @@ def _forward(
         result,
         key_tiles,
         triton.cdiv(steps, splits),
-        _multiplier(scale, fixed),
+        _multiplier(call.scale, fixed),
         SELF=self_,
         SYMMETRIC=symmetric,
         FIXED=fixed,
@@ -423,29 +406,23 @@ def _tile_constants(rows: Tensor, tiles: tuning.Tiles) -> dict[str, Any]:
 
 @register("pairwise_lse_backward", backend="triton", dtypes=DTYPES)
 def pairwise_lse_backward(
+    call: PairwiseCall,
     grad_lse: Tensor,
     lse: Tensor,
-    anchors: Tensor,
-    keys: Tensor | None,
-    scale: float,
-    mask: Tensor | None,
-    key_mask: Tensor | None,
-    normalized: bool,
     need_anchors: bool,
     need_keys: bool,
-    kept: Tensor | None = None,
+    kept: None = None,
 ) -> tuple[Tensor, Tensor]:
+    anchors, keys, scale = call.anchors, call.keys, call.scale
     if not _served(anchors):
-        return reference.pairwise_lse_backward(
-            grad_lse, lse, anchors, keys, scale, mask, key_mask, normalized, need_anchors, need_keys
-        )
-    a = _Rows(anchors, mask, lse, grad_lse.contiguous())
+        return reference.pairwise_lse_backward(call, grad_lse, lse, need_anchors, need_keys)
+    a = _Rows(anchors, call.mask, lse, grad_lse.contiguous())
     grad_anchors, grad_keys = anchors.new_empty(0), anchors.new_empty(0)
     if keys is None:
         if need_anchors:
-            grad_anchors = _gradient(a, a, scale, _fixed_shift(scale, normalized))
+            grad_anchors = _gradient(a, a, scale, _fixed_shift(scale, call.normalized))
         return grad_anchors, grad_keys
-    k = _Rows(keys, key_mask)
+    k = _Rows(keys, call.key_mask)
     if need_anchors:
         grad_anchors = _gradient(a, k, scale, fixed=False)
     if need_keys:

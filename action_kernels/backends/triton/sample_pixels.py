@@ -15,6 +15,7 @@ from torch import Tensor
 from action_kernels.backends.triton.device import as_bytes, launch
 from action_kernels.backends.triton.tuning import SAMPLING, SCAN
 from action_kernels.ops.registry import register
+from action_kernels.ops.sample_pixels import Draw
 
 
 @triton.jit
@@ -126,19 +127,11 @@ def _draw_kernel(
 
 
 @register("sample_pixels", backend="triton")
-def sample_pixels(
-    scores: Tensor | None,
-    labels: Tensor,
-    mask: Tensor | None,
-    seed: Tensor,
-    num_samples: int,
-    num_classes: int,
-    threshold: float,
-    from_logits: bool,
-) -> tuple[Tensor, Tensor]:
+def sample_pixels(draw: Draw) -> tuple[Tensor, Tensor]:
+    scores, labels, num_classes = draw.scores, draw.labels, draw.num_classes
     total = labels.numel()
     blocks = triton.cdiv(total, SAMPLING.block)
-    index = labels.new_empty((num_classes, num_samples), dtype=torch.int64)
+    index = labels.new_empty((num_classes, draw.num_samples), dtype=torch.int64)
     if total == 0:
         return index.fill_(-1), labels.new_zeros(num_classes, dtype=torch.int64)
     totals = labels.new_empty(num_classes, dtype=torch.int64)
@@ -151,18 +144,18 @@ def sample_pixels(
         SAMPLING,
         flat,
         labels.contiguous(),
-        as_bytes(mask),
+        as_bytes(draw.mask),
         classes,
         counts[0],
         total,
         total // labels.shape[0],
         blocks,
         *((0, 0, 0) if flat is None else flat.stride()),
-        threshold,
+        draw.threshold,
         NUM_CLASSES=num_classes,
         HARD=flat is not None,
-        FROM_LOGITS=from_logits,
-        MASKED=mask is not None,
+        FROM_LOGITS=draw.from_logits,
+        MASKED=draw.mask is not None,
         DOUBLE=flat is not None and flat.dtype == torch.float64,
         BLOCK=SAMPLING.block,
     )
@@ -174,12 +167,12 @@ def sample_pixels(
             _draw_kernel,
             (index.numel(),),
             SAMPLING,
-            seed,
+            draw.seed,
             classes,
             counts[1],
             totals,
             index,
-            num_samples,
+            draw.num_samples,
             total,
             blocks,
             BISECTIONS=blocks.bit_length(),
