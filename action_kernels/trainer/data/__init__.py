@@ -4,7 +4,7 @@ A layout (`layout.Layout`) finds the cases under a folder; reading one gives a c
 trains and who tests. Nothing here knows of networks.
 """
 
-from .dataset import Dataset, open_dataset
+from .dataset import Dataset, Plan, open_dataset
 from .layout import Options
 from .problems import DataError
 from .splits import Split
@@ -20,6 +20,7 @@ __all__ = [
     "Dataset",
     "Grid",
     "Options",
+    "Plan",
     "Split",
     "Task",
     "Volume",

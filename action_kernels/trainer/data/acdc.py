@@ -19,8 +19,22 @@ from .task import ACDC
 from .volume import Case
 
 _FRAME = re.compile(r".*_frame.*", re.IGNORECASE)
-_SLICE = re.compile(r"(?P<case>.+)_slice_(?P<number>\d+)")
-_RULES = Rules(axes=(2, 1, 0))  # (slices, rows, columns)
+_CASE = re.compile(r".+_frame\d+", re.IGNORECASE)
+_LABEL = re.compile(r"(?P<case>.+_frame\d+)_gt", re.IGNORECASE)
+_SLICE = re.compile(r"(?P<case>.+_frame\d+)_slice_(?P<number>\d+)", re.IGNORECASE)
+_CINE = re.compile(r".*_4d", re.IGNORECASE)  # the whole heart beat, without labels
+RULES = Rules(axes=(2, 1, 0), reverse_h5=True)  # (slices, rows, columns)
+
+
+def slice_of(path: Path) -> str | None:
+    """The volume of which a file holds a slice by its name."""
+    match = _SLICE.fullmatch(image_stem(path))
+    return match and match["case"]
+
+
+def is_cine(path: Path) -> bool:
+    """Whether a file holds the whole heart beat (``patientNNN_4d``)."""
+    return _CINE.fullmatch(image_stem(path)) is not None
 
 
 class AcdcNifti:
@@ -33,30 +47,34 @@ class AcdcNifti:
     )
 
     def find(self, listing: Listing, options: Options) -> Findings | None:
-        paths = [
-            path
-            for path in listing.named(".nii", ".nii.gz", ".nii.bz2")
-            if _FRAME.fullmatch(image_stem(path))
-        ]
+        nifti = listing.named(".nii", ".nii.gz", ".nii.bz2")
+        paths = [path for path in nifti if _FRAME.fullmatch(image_stem(path))]
         if not paths:
             return None
         problems = Problems()
-        files = one_file_each(paths, image_stem, problems)
-        labels = {name: path for name, path in files.items() if name.endswith("_gt")}
-        images = {name: path for name, path in files.items() if name not in labels}
+        images = one_file_each(
+            [path for path in paths if _CASE.fullmatch(image_stem(path))], image_stem, problems
+        )
+        labels = one_file_each(
+            [path for path in paths if _LABEL.fullmatch(image_stem(path))],
+            lambda path: image_stem(path)[: -len("_gt")],
+            problems,
+        )
+        _refuse_other_names(paths, (_CASE, _LABEL), problems)
         for name, path in labels.items():
-            if name.removesuffix("_gt") not in images:
-                problems.add(
-                    f"{path} has no image {name.removesuffix('_gt')}.nii.gz; add it, or remove the label"
-                )
-        cases = [self._case(name, path, labels.get(f"{name}_gt")) for name, path in images.items()]
-        return Findings(ACDC, tuple(cases), tuple(problems.sentences), published="acdc")
+            if name not in images:
+                problems.add(f"{path} has no image {name}.nii.gz; add it, or remove the label")
+        cases = [self._case(name, path, labels.get(name)) for name, path in images.items()]
+        cine = tuple(path for path in nifti if is_cine(path))
+        return Findings(
+            ACDC, RULES, tuple(cases), tuple(problems.sentences), published="acdc", unused=cine
+        )
 
     def _case(self, name: str, image: Path, label: Path | None) -> Case:
         source = Source(
             (partial(read_image, image),), partial(read_image, label) if label else None
         )
-        return make_case(name, source, [image, *([label] if label else [])], ACDC, _RULES)
+        return make_case(name, source, [image, *([label] if label else [])], ACDC, RULES)
 
 
 class AcdcH5:
@@ -73,22 +91,29 @@ class AcdcH5:
         if not paths:
             return None
         problems = Problems()
-        whole = [path for path in paths if not _SLICE.fullmatch(image_stem(path))]
-        volumes = one_file_each(whole, image_stem, problems)
-        stacks = self._stacks([path for path in paths if path not in set(whole)], problems)
+        _refuse_other_names(paths, (_CASE, _SLICE), problems)
+        volumes = one_file_each(
+            [path for path in paths if _CASE.fullmatch(image_stem(path))], image_stem, problems
+        )
+        slices = [path for path in paths if _SLICE.fullmatch(image_stem(path))]
+        stacks = self._stacks(slices, problems)
         cases = [self._volume(name, path, problems) for name, path in volumes.items()]
         cases += [
-            self._stack(name, list(numbered.values()), problems)
+            self._stack(name, numbered, problems)
             for name, numbered in stacks.items()
-            if name not in volumes and _without_gaps(name, numbered, problems)
+            if name not in volumes
         ]
         only = {n: tuple(s) for n, s in stacks.items() if n not in volumes}
         return Findings(
             ACDC,
-            tuple(case for case in cases if case is not None),
+            RULES,
+            tuple(cases),
             tuple(problems.sentences),
             published="acdc",
             slices=only,
+            unused=tuple(
+                path for name in set(stacks) & set(volumes) for path in stacks[name].values()
+            ),
         )
 
     @staticmethod
@@ -106,31 +131,43 @@ class AcdcH5:
             found[name].setdefault(number, path)
         return {name: dict(sorted(numbered.items())) for name, numbered in found.items()}
 
-    def _volume(self, name: str, path: Path, problems: Problems) -> Case | None:
+    def _volume(self, name: str, path: Path, problems: Problems) -> Case:
+        keys = {"label"}
         with problems.collecting():
-            labelled = "label" in h5_keys(path)
-            label = partial(read_h5, path, "label", reverse=True) if labelled else None
-            source = Source((partial(read_h5, path, "image", reverse=True),), label)
-            return make_case(name, source, [path], ACDC, _RULES)
-        return None
+            keys = h5_keys(path)
+        image = partial(read_h5, path, "image", reverse=True)
+        label = partial(read_h5, path, "label", reverse=True) if "label" in keys else None
+        return make_case(name, Source((image,), label), [path], ACDC, RULES)
 
-    def _stack(self, name: str, paths: list[Path], problems: Problems) -> Case | None:
+    def _stack(self, name: str, numbered: dict[int, Path], problems: Problems) -> Case:
+        paths = list(numbered.values())
+        _check_gaps(name, numbered, problems)
+        with_label = list(paths)
         with problems.collecting():
             with_label = [path for path in paths if "label" in h5_keys(path)]
-            if with_label and len(with_label) < len(paths):
-                lacking = next(path for path in paths if path not in with_label)
-                raise DataError(
-                    f"{lacking} has no label, other slices of {name} have; give all or none of them one"
-                )
-            source = Source(
-                (partial(_read_slices, paths, "image"),),
-                partial(_read_slices, paths, "label") if with_label else None,
+        if with_label and len(with_label) < len(paths):
+            lacking = next(path for path in paths if path not in with_label)
+            problems.add(
+                f"{lacking} has no label, other slices of {name} have; give all or none of them one"
             )
-            return make_case(name, source, paths, ACDC, _RULES)
-        return None
+        image = partial(_read_slices, paths, "image")
+        label = partial(_read_slices, paths, "label") if with_label else None
+        return make_case(name, Source((image,), label), paths, ACDC, RULES)
 
 
-def _without_gaps(name: str, numbered: dict[int, Path], problems: Problems) -> bool:
+def _refuse_other_names(
+    paths: list[Path], patterns: tuple[re.Pattern[str], ...], problems: Problems
+) -> None:
+    """A copy, a prediction or another label would otherwise be taken for an image, or be lost."""
+    for path in paths:
+        if not any(pattern.fullmatch(image_stem(path)) for pattern in patterns):
+            problems.add(
+                f"{path} is named neither as an image of ACDC (patientNNN_frameMM) nor as its label or slice; "
+                "rename it, or move it away"
+            )
+
+
+def _check_gaps(name: str, numbered: dict[int, Path], problems: Problems) -> None:
     numbers = list(numbered)
     lacking = sorted(set(range(min(1, numbers[0]), numbers[-1] + 1)) - set(numbers))
     if lacking:
@@ -138,7 +175,6 @@ def _without_gaps(name: str, numbered: dict[int, Path], problems: Problems) -> b
         problems.add(
             f"{folder} lacks slice {some(lacking)} of {name}, which has slices up to {numbers[-1]}; copy it again"
         )
-    return not lacking
 
 
 def _read_slices(paths: list[Path], key: str) -> Raw:

@@ -3,18 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
+from ..errors import TrainerError
+from .acdc import RULES as ACDC_RULES
 from .acdc import AcdcH5, AcdcNifti
+from .cache import cached
+from .la import LaH5, LaNifti, LaNrrd
 from .layout import Findings, Layout, Options
-from .listing import Listing, list_folder
+from .listing import FOREIGN_SUFFIXES, Listing, list_folder
+from .nnunet import NnUnet
+from .pairs import Pairs
 from .phantom import phantom_cases
 from .problems import DataError, some
+from .reading import Rules
 from .splits import Split, split_patients, unlisted
 from .task import PHANTOM, Task
 from .volume import Case
 
-LAYOUTS: tuple[Layout, ...] = (AcdcH5(), AcdcNifti())
+# The first tier with a layout that fits decides; two that fit in one tier are an ambiguity to be told.
+TIERS: tuple[tuple[Layout, ...], ...] = (
+    (NnUnet(),),
+    (AcdcH5(), AcdcNifti(), LaH5(), LaNrrd(), LaNifti()),
+    (Pairs(),),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a network must know of images to segment them; kept with its weights.
+
+    Attributes:
+        task: classes, dimensions, unit.
+        rules: how files become volumes.
+        spacing: millimetres along a volume's axes to which images are resampled before the network sees them, 0 where
+            an axis stays as it is; None: no resampling.
+    """
+
+    task: Task
+    rules: Rules
+    spacing: tuple[float, float, float] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Plan:
+        """What `as_dict` gave, also after JSON.
+
+        Raises:
+            TrainerError: when it is something else.
+        """
+        try:
+            rules = content["rules"]
+            axes, values = rules["axes"], tuple((int(v), int(c)) for v, c in rules["values"])
+            spacing = content["spacing"]
+            return cls(
+                Task(**content["task"]),
+                Rules(**{**rules, "axes": axes and tuple(axes), "values": values}),
+                spacing and tuple(float(s) for s in spacing),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise TrainerError(
+                f"this is no description of a task and its images: {error}"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -22,18 +76,26 @@ class Dataset:
     """What is trained on.
 
     Attributes:
-        task: classes, dimensions, unit.
-        cases: all cases, sorted by name.
+        plan: the task, and how its images are read and resampled.
+        cases: all cases, sorted by name; reading one again takes it from memory where there is enough.
         split: who is labelled, who validates, who tests.
-        spacing: millimetres to which images are resampled before they are segmented; None: they are not.
         notes: what a user should be told before training starts.
     """
 
-    task: Task
+    plan: Plan
     cases: tuple[Case, ...]
     split: Split
-    spacing: tuple[float, float, float] | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def task(self) -> Task:
+        """The plan's task."""
+        return self.plan.task
+
+    @property
+    def spacing(self) -> tuple[float, float, float] | None:
+        """The plan's spacing."""
+        return self.plan.spacing
 
     def part(self, name: str) -> list[Case]:
         """The cases of 'labelled', 'unlabelled', 'val' or 'test'."""
@@ -61,53 +123,71 @@ def open_dataset(
     """
     options = options or Options()
     if data == "phantom":
-        findings = Findings(PHANTOM, phantom_cases(phantom_patients, seed))
-        return Dataset(
-            findings.task, findings.cases, split_patients(findings, None, labelled_patients)
-        )
-    listing = list_folder(data)
-    findings = find_cases(listing, options)
+        findings, root = Findings(PHANTOM, ACDC_RULES, phantom_cases(phantom_patients, seed)), None
+    else:
+        listing = list_folder(data)
+        findings, root = find_cases(listing, options), listing.root
     if findings.problems:
         raise DataError(*findings.problems)
-    cases = tuple(sorted(findings.cases, key=lambda case: case.name))
-    split = split_patients(
-        findings, listing.root, labelled_patients, allow_missing=options.allow_missing
+    split = split_patients(findings, root, labelled_patients, allow_missing=options.allow_missing)
+    return Dataset(
+        Plan(findings.task, findings.rules, findings.spacing),
+        cached(findings.cases),
+        split,
+        notes_on(findings, split),
     )
-    notes = list(findings.notes)
-    left_out = unlisted(split, cases)
-    if left_out:
-        notes.append(f"in no list, so not used: {some(left_out)}")
-    return Dataset(findings.task, cases, split, None, tuple(notes))
 
 
-def find_cases(listing: Listing, options: Options, layouts: Sequence[Layout] = LAYOUTS) -> Findings:
-    """What the one layout that fits has found; the problems of the listing are added to its own.
+def find_cases(
+    listing: Listing, options: Options, tiers: Sequence[Sequence[Layout]] = TIERS
+) -> Findings:
+    """What the layout that fits has found, the cases by name; the listing's problems are added to its own.
 
     Raises:
         DataError: when no layout fits, or more than one.
     """
-    found = [(layout, layout.find(listing, options)) for layout in layouts]
-    fitting = [(layout, findings) for layout, findings in found if findings is not None]
-    if not fitting:
-        raise DataError(*listing.problems, _nothing_found(listing, layouts))
-    if len(fitting) > 1:
-        names = " and ".join(layout.name for layout, _ in fitting)
-        raise DataError(
-            f"--data: {listing.root} holds {names}; give the folder of one of them, or move the other away"
-        )
-    findings = fitting[0][1]
-    return Findings(
-        findings.task,
-        findings.cases,
-        (*listing.problems, *findings.problems),
-        findings.notes,
-        findings.published,
-        findings.test,
-        findings.slices,
-    )
+    for layouts in tiers:
+        found = [(layout, layout.find(listing, options)) for layout in layouts]
+        fitting = [(layout, findings) for layout, findings in found if findings is not None]
+        if len(fitting) > 1:
+            names = " and ".join(layout.name for layout, _ in fitting)
+            raise DataError(
+                f"--data: {listing.root} holds {names}; give the folder of one of them, or move the other away"
+            )
+        if fitting:
+            findings = fitting[0][1]
+            return replace(
+                findings,
+                cases=tuple(sorted(findings.cases, key=lambda case: case.name)),
+                problems=(*listing.problems, *findings.problems),
+                notes=(*findings.notes, *_strangers(listing, findings)),
+            )
+    raise DataError(*listing.problems, _nothing_found(listing, tiers))
 
 
-def _nothing_found(listing: Listing, layouts: Sequence[Layout]) -> str:
+def notes_on(findings: Findings, split: Split) -> tuple[str, ...]:
+    """The layout's notes, and who is in no list."""
+    left_out = unlisted(split, findings.cases)
+    more = [f"in no list, so not used: {some(left_out)}"] if left_out else []
+    return (*findings.notes, *more)
+
+
+def _strangers(listing: Listing, findings: Findings) -> list[str]:
+    """Images that belong to no case; where there are faults they are told already."""
+    known = {path for case in findings.cases for path in case.files} | set(findings.unused)
+    strangers = [path for path in listing.images if path not in known]
+    if not strangers or findings.problems:
+        return []
+    names = [str(path.relative_to(listing.root)) for path in strangers]
+    return [f"of no case, so not used: {some(names)}"]
+
+
+def _nothing_found(listing: Listing, tiers: Sequence[Sequence[Layout]]) -> str:
     found = sorted({path.name for path in listing.root.iterdir()})
-    accepted = "; ".join(layout.accepts for layout in layouts)
-    return f"--data: no data set was found in {listing.root} (it holds {some(found) or 'nothing'}). Accepted are {accepted}"
+    accepted = "; ".join(layout.accepts for layouts in tiers for layout in layouts)
+    foreign = sorted({path.suffix.lower() for path in listing.others} & set(FOREIGN_SUFFIXES))
+    hint = f" ({', '.join(foreign)} is not read: convert to .nii.gz)" if foreign else ""
+    return (
+        f"--data: no data set was found in {listing.root}, which holds {some(found) or 'nothing'}{hint}. "
+        f"Accepted are {accepted}"
+    )

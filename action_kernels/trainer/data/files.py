@@ -24,7 +24,10 @@ from nibabel.arrayproxy import ArrayProxy
 from .listing import image_suffix
 from .problems import DataError, reading, some
 
+MAX_THREADS = 4  # that read files: decompression leaves Python's lock
 MAX_VOXELS = 2**31  # beyond any scanner; a damaged header may ask for more
+_GZIP, _BZIP2 = b"\x1f\x8b", b"BZh"
+_LONGEST_HEADER = 540
 _TO_MILLIMETRES = {"meter": 1e3, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
 
 
@@ -55,6 +58,31 @@ def read_image(path: Path) -> Raw:
             return _checked(_read_nrrd(path))
     with reading(path, "NIfTI"):
         return _checked(_read_nifti(path))
+
+
+def peek(path: Path) -> Raw:
+    """The header of a NIfTI or NRRD file: an array of the right shape that holds nothing, and the affine.
+
+    Raises:
+        DataError: in one sentence that names the file.
+    """
+    if image_suffix(path) == ".nrrd":
+        with reading(path, "NRRD"), open(path, "rb") as file:
+            header = nrrd.read_header(file)
+            shape = [int(size) for size in header.get("sizes", ())]
+            _check_size(path, shape)
+            return _checked(Raw(path, _hollow(shape), _nrrd_affine(header)))
+    with reading(path, "NIfTI"):
+        _not_empty(path)
+        with _opened(path) as file:
+            header = _nifti_header(path, file.read(_LONGEST_HEADER))
+        _check_size(path, header.get_data_shape())
+        affine, known = _nifti_affine(header)
+        return _checked(Raw(path, _hollow(header.get_data_shape()), affine, header, known))
+
+
+def _hollow(shape: Sequence[int]) -> np.ndarray:
+    return np.broadcast_to(np.zeros((), np.uint8), tuple(shape))
 
 
 def read_h5(path: Path, key: str, *, reverse: bool = False) -> Raw:
@@ -101,10 +129,15 @@ def _read_nifti(path: Path) -> Raw:
     if len(content) < needed:
         raise DataError(f"{path} is cut short: {len(content)} of {needed} bytes; copy it again")
     array = _plain(path, np.asarray(ArrayProxy(io.BytesIO(content), header)))
+    affine, known = _nifti_affine(header)
+    return Raw(path, array, affine, header, known)
+
+
+def _nifti_affine(header: Any) -> tuple[np.ndarray, bool]:
+    """From indices to millimetres, and whether the header says anything of units or spacing."""
     space, _ = header.get_xyzt_units()
     affine = np.diag([*[_TO_MILLIMETRES[space]] * 3, 1.0]) @ header.get_best_affine()
-    known = space != "unknown" or not np.array_equal(affine, np.eye(4))
-    return Raw(path, array, affine, header, known)
+    return affine, space != "unknown" or not np.array_equal(affine, np.eye(4))
 
 
 def _nifti_header(path: Path, content: bytes) -> Any:
@@ -155,14 +188,22 @@ def _readable_types(header: Any) -> set[int]:
     return {int(code) for code in header._data_type_codes.value_set("code")} - {0, 1, 255}
 
 
+def _opened(path: Path) -> Any:
+    """The file, decompressed as it is read."""
+    with open(path, "rb") as file:
+        start = file.read(3)
+    opener: Any = gzip.open if start[:2] == _GZIP else bz2.open if start == _BZIP2 else open
+    return opener(path, "rb")
+
+
 def _decompressed(path: Path) -> bytes:
     _not_empty(path)
     content = path.read_bytes()
-    if content[:2] == b"\x1f\x8b":
+    if content[:2] == _GZIP:
         return gzip.decompress(
             content
         )  # checks length and CRC, which reading just the voxels would not
-    return bz2.decompress(content) if content[:3] == b"BZh" else content
+    return bz2.decompress(content) if content[:3] == _BZIP2 else content
 
 
 def _looks_like(content: bytes) -> str:

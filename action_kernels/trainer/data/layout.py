@@ -20,16 +20,21 @@ class Findings:
     """What a layout found: the cases, what is wrong with the files that should have been cases, what to know.
 
     `published` names a split that ships with the package, ``"acdc"`` or ``"la"``; `test` are patients that the layout
-    itself sets aside.
+    itself sets aside; `slices` are the numbers of a case's slices where each has a file; `spacing` is that to which
+    images are to be resampled, along the axes of a volume, 0 where they are not; `unused` are files that belong to the
+    layout but are not read.
     """
 
     task: Task
+    rules: Rules
     cases: tuple[Case, ...]
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     published: str = ""
     test: tuple[str, ...] = ()
     slices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    spacing: tuple[float, float, float] | None = None
+    unused: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -46,19 +46,20 @@ class Listing:
         return [path for path in self.images if path.parent == self.root.joinpath(*folders)]
 
 
-def list_folder(data: str) -> Listing:
-    """Everything under the folder `data`.
+def list_folder(data: str, option: str = "--data") -> Listing:
+    """Everything under the folder `data`, which `option` of the command line named.
 
     Raises:
         TrainerError: when there is no such folder.
     """
+    if not data.strip():
+        raise TrainerError(f"{option}: nothing was given; give the folder of the data")
     root = Path(data).expanduser()
     if not root.is_dir():
-        kind = "a file, not a folder" if root.is_file() else None
+        if root.exists():
+            raise TrainerError(f"{option}: {root} is a file; give the folder that holds the images")
         raise TrainerError(
-            f"--data: {root} is {kind}; give the folder that holds the images"
-            if kind
-            else f"--data: there is no folder {root}; give the folder of the data, or 'phantom' to need none"
+            f"{option}: there is no folder {root}; give the folder of the data, or 'phantom' to need none"
         )
     problems, files, folders = Problems(), [], []  # type: ignore[var-annotated]
     seen: set[tuple[int, int]] = set()

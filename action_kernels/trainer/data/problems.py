@@ -18,6 +18,10 @@ class DataError(TrainerError):
         rest = f" (and {more} more: 'action-kernels verify' lists all of them)" if more else ""
         super().__init__(problems[0] + rest)
 
+    def __reduce__(self) -> tuple[type[DataError], tuple[str, ...]]:
+        """Other processes raise it with all of its sentences."""
+        return DataError, self.problems
+
 
 class Problems:
     """Collects the sentences of several checks, so that one fault does not hide the next."""

@@ -39,11 +39,13 @@ class Rules:
         axes: the file's axis for each axis of the volume; None: canonical orientation first (right, anterior, superior).
         slice_axis: of the canonical orientation, for 2D tasks: it becomes the first axis of the volume.
         values: class of each label value on disk, where that is not the value itself.
+        reverse_h5: HDF5 arrays have the axes of the file turned round, (slices, rows, columns).
     """
 
     axes: tuple[int, int, int] | None
     slice_axis: int = 2
     values: tuple[tuple[int, int], ...] = ()
+    reverse_h5: bool = False
 
 
 def read_volume(source: Source, task: Task, rules: Rules) -> Volume:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from .problems import DataError, Problems, reading, some
 from .volume import Case, patient_of
 
 PARTS = ("train", "val", "test")
+_SLICE = re.compile(r"(?P<case>.+)_slice_(?P<number>\d+)")
+_FILE_OF_A_CASE = ("mri_norm2", "lgemri", "image")
 VALIDATION_SHARE = 10  # one in so many training patients validates where no list says who
 
 
@@ -60,13 +63,17 @@ class Split:
 
 @dataclass(frozen=True)
 class Lists:
-    """Patients by part, in order, and how many cases of each are named. `val` is None where there is no such list."""
+    """Patients by part, in order; the cases named of each, and the slices named of each case, where any are.
+
+    `val` is None where there is no such list.
+    """
 
     train: tuple[str, ...]
     val: tuple[str, ...] | None
     test: tuple[str, ...]
     source: str
     counts: dict[str, set[str]] = field(default_factory=dict)
+    slices: dict[str, set[int]] = field(default_factory=dict)
 
 
 def split_patients(
@@ -214,15 +221,21 @@ def read_lists(root: Path, *, needs_val: bool) -> Lists | None:
     parts = {name: _unique(map(patient_of, names)) for name, names in entries.items()}
     _check_disjoint(parts, files)
     slices = root / "train_slices.list"
+    numbers: dict[str, set[int]] = defaultdict(set)
     if slices.exists():
-        order = _unique(map(patient_of, read_list(slices)))
+        names = read_list(slices)
+        order = _unique(map(patient_of, names))
+        for match in filter(None, map(_SLICE.fullmatch, names)):
+            numbers[match["case"]].add(int(match["number"]))
         differ = sorted(set(order) ^ set(parts["train"]))
         if differ:
             raise DataError(
                 f"--data: {slices} and {files['train']} name different patients: {some(differ)} in one only"
             )
         parts["train"] = order
-    return Lists(parts["train"], parts.get("val"), parts["test"], "the data's lists", dict(counts))
+    return Lists(
+        parts["train"], parts.get("val"), parts["test"], "the data's lists", counts, numbers
+    )
 
 
 def read_list(path: Path) -> list[str]:
@@ -238,10 +251,17 @@ def read_list(path: Path) -> list[str]:
     if "\0" in text:
         raise DataError(f"{path} is no list of names, a line each; write it as text")
     lines = [line.split("#")[0].strip().strip("\"'").rstrip(",;") for line in text.splitlines()]
-    names = [image_stem(Path(line.replace("\\", "/"))) for line in lines if line]
+    names = [_entry(line) for line in lines if line]
     if not names:
         raise DataError(f"{path} names no patient; add them, a line each, or remove the lists")
     return names
+
+
+def _entry(line: str) -> str:
+    """The case of a line: a name, a file of that name, or a file that lies in the case's folder."""
+    path = Path(line.replace("\\", "/"))
+    stem = image_stem(path)
+    return path.parent.name if stem in _FILE_OF_A_CASE and path.parent.name else stem
 
 
 def _unique(names: Iterable[str]) -> tuple[str, ...]:
@@ -294,4 +314,10 @@ def missing_problems(lists: Lists, findings: Findings) -> Problems:
                     f"--data: {part}.list names {len(wanted)} volumes of {patient}, {len(found[patient])} are on disk "
                     f"({some(lacking)} not); {remedy}"
                 )
+    for case, numbers in findings.slices.items():
+        lost = sorted(lists.slices.get(case, set()) - set(numbers))
+        if lost:
+            problems.add(
+                f"--data: slice {some(lost)} of {case} is listed, but not on disk; {remedy}"
+            )
     return problems

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,4 +102,4 @@ class Case:
 
 def patient_of(name: str) -> str:
     """The patient of a case, slice or list entry: what precedes ``_frame``."""
-    return name.replace("\\", "/").rsplit("/", 1)[-1].split("_frame")[0]
+    return re.split("_frame", name.replace("\\", "/").rsplit("/", 1)[-1], flags=re.IGNORECASE)[0]

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from trainer.volumes import find_cases
 
+from action_kernels.trainer.data.acdc import RULES
 from action_kernels.trainer.data.layout import Findings
 from action_kernels.trainer.data.splits import split_patients
 from action_kernels.trainer.data.task import ACDC
@@ -16,7 +17,7 @@ from action_kernels.trainer.errors import TrainerError
 
 def cases_of(patients):
     cases = [Case(f"{p}_frame{f}", p, lambda: None, True) for p in patients for f in ("01", "12")]
-    return Findings(ACDC, tuple(cases))
+    return Findings(ACDC, RULES, tuple(cases))
 
 
 PATIENTS = [f"patient{n:03d}" for n in range(1, 21)]
@@ -120,7 +121,7 @@ def test_too_few_patients():
 )
 def test_the_papers_labelled_patients(data_folder, count, expected):
     cases = find_cases(data_folder / "ACDC")
-    findings = Findings(ACDC, tuple(cases), published="acdc")
+    findings = Findings(ACDC, RULES, tuple(cases), published="acdc")
     split = split_patients(findings, data_folder / "ACDC", count)
     published = split_patients(findings, None, count)
     for part in ("labelled", "unlabelled", "val", "test"):
