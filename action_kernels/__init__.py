@@ -4,9 +4,11 @@ import action_kernels.backends  # noqa: F401 - declares the backends
 from action_kernels._version import __version__
 from action_kernels.centers import RunningClassMeans, allocate_centers, class_centers
 from action_kernels.heads import SampledHead
+from action_kernels.labels import resize_labels
 from action_kernels.losses import (
     SAACL,
     anatomical_contrast_loss,
+    clip_loss,
     info_nce_loss,
     nt_xent_loss,
     relational_loss,
@@ -36,6 +38,7 @@ __all__ = [
     "anatomical_contrast_loss",
     "class_centers",
     "class_relation",
+    "clip_loss",
     "draw_negatives",
     "indexed_lse",
     "info_nce_loss",
@@ -43,6 +46,7 @@ __all__ = [
     "pairwise_lse",
     "prepare_rows",
     "relational_loss",
+    "resize_labels",
     "saacl_loss",
     "sample_pixels",
     "sampled_features",

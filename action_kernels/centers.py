@@ -9,9 +9,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from action_kernels.labels import label_values
 from action_kernels.ops import checks
 from action_kernels.ops.prepare_rows import MINIMUM_NORM, prepare_rows
-from action_kernels.pixels import labelled_rows
+from action_kernels.pixels import labelled_rows, pixel_shape
 
 ENUMERATED_CLASSES = 8  # up to here all permutations are compared on the device: 8! × 8 sums
 OBJECTIVES = ("distance", "cosine")
@@ -106,10 +107,24 @@ def allocate_centers(
     checks.check_shape("class_means", class_means, centers.shape)
     checks.check_same_device(centers=centers, class_means=class_means)
     checks.check_choice("objective", objective, OBJECTIVES)
+    checks.check_finite("centers", centers)
+    checks.check_finite("class_means", class_means)
     cost = _allocation_cost(centers.detach().double(), class_means.detach().double(), objective)
-    if centers.shape[0] <= ENUMERATED_CLASSES:
+    allocation: Tensor = torch.ops.action_kernels.cheapest_assignment(cost)
+    return allocation
+
+
+@torch.library.custom_op("action_kernels::cheapest_assignment", mutates_args=())
+def _cheapest_assignment(cost: Tensor) -> Tensor:
+    """(K,) int64: the permutation π with the least Σ_c cost[c, π_c]. An op, so that it compiles as one."""
+    if cost.shape[0] <= ENUMERATED_CLASSES:
         return _cheapest_permutation(cost)
     return _linear_sum_assignment(cost)
+
+
+@_cheapest_assignment.register_fake
+def _(cost: Tensor) -> Tensor:
+    return cost.new_empty(cost.shape[0], dtype=torch.int64)
 
 
 def _allocation_cost(centers: Tensor, class_means: Tensor, objective: str) -> Tensor:
@@ -175,14 +190,40 @@ class RunningClassMeans(nn.Module):
         ignore_index: int = -1,
         normalize: bool = True,
     ) -> None:
-        """Take in a batch: `features` (n, d) or (B, d, *spatial), `labels` (n,) or (B, *spatial)."""
-        num_classes = self.means.shape[0]
+        """Take in a batch: `features` (n, d) or (B, d, *spatial), `labels` (n,) or (B, *spatial).
+
+        A class with a NaN among its features keeps its mean, where NaN is not an error.
+
+        Raises:
+            TypeError, ValueError: naming the argument that does not fit. The means are then as they were.
+        """
+        self.means.copy_(
+            self.updated(
+                features, labels, mask=mask, ignore_index=ignore_index, normalize=normalize
+            )
+        )
+
+    @torch.no_grad()
+    def updated(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        *,
+        mask: Tensor | None = None,
+        ignore_index: int = -1,
+        normalize: bool = True,
+    ) -> Tensor:
+        """The means (K, d) that `update` would store."""
+        num_classes, dim = self.means.shape
+        pixels = pixel_shape("features", features)
+        if features.shape[1] != dim:
+            raise ValueError(f"features must have dim {dim}, got shape {checks.shape_of(features)}")
+        checks.check_same_device(features=features, means=self.means)
+        values = label_values("labels", labels, pixels, ignore_index=ignore_index, mask=mask)
         batch = labelled_rows(
-            features.detach(), labels, num_classes=num_classes, mask=mask,
-            ignore_index=ignore_index, normalize=normalize,
-        )  # fmt: skip
-        class_sums, _ = batch.class_sums(num_classes)
-        batch_means = prepare_rows(class_sums, dtype=self.means.dtype)  # zero where absent
+            "features", features.detach(), values.in_classes(num_classes), normalize=normalize
+        )
+        batch_means = prepare_rows(batch.sums(num_classes), dtype=self.means.dtype)  # 0: absent
         blended = self.momentum * self.means + (1 - self.momentum) * batch_means
-        present = batch_means.norm(dim=1, keepdim=True) > MINIMUM_NORM
-        self.means.copy_(torch.where(present, prepare_rows(blended), self.means))
+        present = batch_means.norm(dim=1, keepdim=True) > MINIMUM_NORM  # False for NaN
+        return torch.where(present, prepare_rows(blended), self.means)

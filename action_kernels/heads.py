@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight, conv3d_weight
 
+from action_kernels.autocast import without_autocast
 from action_kernels.ops import checks, sampled_features
-from action_kernels.pixels import without_autocast
 
 _CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 _INTERPOLATION = {2: "bilinear", 3: "trilinear"}

@@ -8,18 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from action_kernels.distributed import gather_rows
+from action_kernels.labels import label_values
 from action_kernels.ops import checks
 
 
 class MemoryQueue(nn.Module):
-    """The last `size` feature rows with their labels, as one contiguous (size, dim) view.
+    """The last `size` feature rows with their labels. Starts with random unit rows without a class.
 
-    The view slides through a buffer of twice its length; only where the end is met is it copied to
-    the front of a new buffer. So a step copies nothing but what it adds, and a view that autograd has
-    saved for a backward pass is never overwritten. Starts with random unit rows without a class.
+    A ring: a step writes what it adds over the oldest, in shapes that do not depend on the data, so
+    that nothing waits for a device and a step compiles whole. What `features` returns is a copy,
+    which autograd may keep while the ring moves on. The state dict holds tensors only.
 
     In distributed training every process adds the rows of all processes, in the order of their ranks,
-    so that all queues stay equal (each process must add the same number of rows).
+    so that all queues stay equal (each process must bring the same number of rows, masked or not).
 
     Args:
         size: rows remembered, ≥ 1.
@@ -28,8 +29,9 @@ class MemoryQueue(nn.Module):
         generator: of the first content; None draws from a fixed seed, the same on every process.
     """
 
-    buffer: Tensor
-    label_buffer: Tensor
+    ring: Tensor  # (size + 1, dim): the last row takes what no slot is meant for, and stays zero
+    ring_labels: Tensor
+    oldest: Tensor  # () int64
 
     def __init__(
         self,
@@ -43,53 +45,75 @@ class MemoryQueue(nn.Module):
         for name, value in (("size", size), ("dim", dim)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number ≥ 1, got {value!r}")
-        self.size, self.no_class, self._end = size, no_class, size
+        self.size, self.no_class = size, no_class
         generator = generator or torch.Generator().manual_seed(0)
-        buffer = torch.zeros(2 * size, dim)
-        buffer[:size] = torch.nn.functional.normalize(torch.randn(size, dim, generator=generator))
-        self.register_buffer("buffer", buffer)
-        self.register_buffer("label_buffer", torch.full((2 * size,), no_class))
+        first = torch.nn.functional.normalize(torch.randn(size, dim, generator=generator))
+        self.register_buffer("ring", torch.cat((first, torch.zeros(1, dim))))
+        self.register_buffer("ring_labels", torch.full((size + 1,), no_class))
+        self.register_buffer("oldest", torch.zeros((), dtype=torch.int64))
+        self.register_load_state_dict_pre_hook(_from_sliding_buffer)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.ring.dtype
 
     @property
     def features(self) -> Tensor:
-        """(size, dim), oldest first. A view: what it shows stays as it is when rows are added."""
-        # `.data`: later writes beside this view must not count as changes of what autograd saved
-        return self.buffer.data[self._end - self.size : self._end]
+        """(size, dim), oldest first: a copy."""
+        return self.ring.index_select(0, self._oldest_first())
 
     @property
     def labels(self) -> Tensor:
-        """(size,) int64, `no_class` where a row has none."""
-        return self.label_buffer.data[self._end - self.size : self._end]
+        """(size,) int64, oldest first, `no_class` where a row has none: a copy."""
+        return self.ring_labels.index_select(0, self._oldest_first())
+
+    def _oldest_first(self) -> Tensor:
+        return (self.oldest + torch.arange(self.size, device=self.ring.device)) % self.size
 
     @torch.no_grad()
-    def enqueue(self, features: Tensor, labels: Tensor) -> None:
-        """Add rows (n, dim) with labels (n,), any n; the oldest leave. They are stored as given."""
-        checks.check_matrix("features", features, self.buffer.shape[1])
-        checks.check_integer("labels", labels)
-        checks.check_shape("labels", labels, features.shape[:1])
-        checks.check_same_device(queue=self.buffer, features=features, labels=labels)
-        features, labels = gather_rows(features.detach()), gather_rows(labels)
-        features, labels = features[-self.size :], labels[-self.size :]
-        count = features.shape[0]
-        if self._end + count > self.buffer.shape[0]:
-            self._move_to_front()
-        self.buffer.data[self._end : self._end + count] = features
-        self.label_buffer.data[self._end : self._end + count] = labels
-        self._end += count
+    def enqueue(self, features: Tensor, labels: Tensor, *, mask: Tensor | None = None) -> None:
+        """Add rows (n, dim) with labels (n,), any n; the oldest leave. They are stored as given.
 
-    def _move_to_front(self) -> None:
-        """Into new buffers: views of the old ones may be waiting for their backward pass."""
-        for name, rows in (("buffer", self.features), ("label_buffer", self.labels)):
-            fresh = torch.zeros_like(getattr(self, name))
-            fresh[: self.size] = rows
-            setattr(self, name, fresh)
-        self._end = self.size
+        Rows that `mask` (n,) bool leaves out do not enter.
 
-    def get_extra_state(self) -> dict[str, int]:
-        return {"end": self._end}
+        Raises:
+            TypeError, ValueError: naming the argument that does not fit, or that holds NaN (looked at
+                on the CPU only). The queue is then as it was.
+        """
+        checks.check_matrix("features", features, self.ring.shape[1])
+        values = label_values("labels", labels, features.shape[:1], ignore_index=None, mask=mask)
+        checks.check_same_device(queue=self.ring, features=features, labels=labels, mask=mask)
+        features, numbers = features.detach(), values.values
+        part = torch.ones_like(numbers, dtype=torch.bool) if mask is None else mask.flatten()
+        rows = features.to(self.dtype).where(part[:, None], 0)
+        checks.check_finite("features", rows)
+        self._write(gather_rows(rows), gather_rows(numbers), gather_rows(part))
 
-    def set_extra_state(self, state: Any) -> None:
-        self._end = int(state["end"])
+    def _write(self, rows: Tensor, labels: Tensor, part: Tensor) -> None:
+        """Slot after slot for the rows that take part, the last `size` of them."""
+        rank = part.long().cumsum(0)
+        count = part.long().sum()
+        kept = part & (rank > count - self.size)
+        slots = ((self.oldest + rank - 1) % self.size).where(kept, self.size)
+        self.ring.index_copy_(0, slots, rows.where(kept[:, None], 0))
+        self.ring_labels.index_copy_(0, slots, labels.where(kept, self.no_class))
+        self.oldest.copy_((self.oldest + count) % self.size)
 
     def extra_repr(self) -> str:
-        return f"size={self.size}, dim={self.buffer.shape[1]}"
+        return f"size={self.size}, dim={self.ring.shape[1]}"
+
+
+def _from_sliding_buffer(
+    queue: MemoryQueue, state_dict: dict[str, Any], prefix: str, *_: object
+) -> None:
+    """State dicts of earlier versions hold a window that slides through a buffer of twice its size."""
+    extra = state_dict.pop(f"{prefix}_extra_state", None)
+    if extra is None or f"{prefix}buffer" not in state_dict:
+        return
+    end = int(extra["end"])
+    window = slice(end - queue.size, end)
+    for old, new in (("buffer", "ring"), ("label_buffer", "ring_labels")):
+        rows = state_dict.pop(prefix + old)[window]
+        last = rows.new_full((1, *rows.shape[1:]), queue.no_class if rows.dim() == 1 else 0)
+        state_dict[prefix + new] = torch.cat((rows, last))
+    state_dict[f"{prefix}oldest"] = torch.zeros((), dtype=torch.int64)

@@ -109,7 +109,10 @@ def test_float32_is_as_exact_as_pytorch():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda a: supcon_loss(a, torch.zeros(N)), "labels must hold integers"),
+        (
+            lambda a: supcon_loss(a, torch.full((N,), 0.5)),
+            "labels must hold whole numbers, found 0.5",
+        ),
         (lambda a: supcon_loss(a, torch.arange(3)), "labels must have shape"),
         (lambda a: supcon_loss(a, torch.arange(N), temperature=0), "temperature must be"),
         (lambda a: supcon_loss(a, torch.arange(N), reduction="max"), "reduction must be one of"),

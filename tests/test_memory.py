@@ -45,11 +45,17 @@ def test_views_stay_as_they_are():
         assert torch.equal(view, copy)
 
 
-def test_a_step_copies_only_what_it_adds():
-    queue = MemoryQueue(8, 3)
-    before = queue.features
-    queue.enqueue(*numbered(0, 4))
-    assert queue.features.data_ptr() == before.data_ptr() + 4 * 3 * 4
+def test_rows_left_out_do_not_enter():
+    queue = MemoryQueue(5, 3)
+    features, labels = numbered(0, 9)
+    mask = (
+        torch.arange(9) % 4 > 0
+    )  # leaves out 0, 4 and 8: six enter, the first of them leaves again
+    queue.enqueue(features.where(mask[:, None], torch.nan), labels, mask=mask)
+    assert queue.labels.tolist() == [2, 3, 5, 6, 7]
+    assert queue.features[:, 0].tolist() == [2, 3, 5, 6, 7]
+    queue.enqueue(features, labels, mask=torch.zeros(9, dtype=torch.bool))
+    assert queue.labels.tolist() == [2, 3, 5, 6, 7]
 
 
 def test_autograd_accepts_the_next_step():
@@ -76,7 +82,8 @@ def test_state_dict_round_trips():
     [
         ((torch.ones(2, 4), torch.zeros(2, dtype=torch.int64)), "features must have dim 3"),
         ((torch.ones(2, 3), torch.zeros(3, dtype=torch.int64)), r"labels must have shape \(2,\)"),
-        ((torch.ones(2, 3), torch.zeros(2)), "labels must hold integers"),
+        ((torch.ones(2, 3), torch.full((2,), 0.5)), "labels must hold whole numbers"),
+        ((torch.full((2, 3), torch.nan), torch.zeros(2)), "features holds 6 NaN"),
     ],
 )
 def test_errors_name_the_argument(arguments, message):

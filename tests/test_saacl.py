@@ -236,7 +236,8 @@ def test_compiles_whole():
             {"labels": torch.zeros(4, dtype=torch.int64)},
             r"labels must have shape \(5,\), got \(4,\)",
         ),
-        ({"labels": torch.zeros(5)}, "labels must hold integers, got torch.float32"),
+        ({"labels": torch.full((5,), 0.5)}, "labels must hold whole numbers, found 0.5"),
+        ({"labels": torch.zeros(5) + 0j}, "labels must hold integers, got torch.complex64"),
         (
             {"labels": torch.tensor([0, 1, 2, 3, 4])},
             r"labels must be 0 … 3 or -1 \(ignored\), found 4",
@@ -246,7 +247,7 @@ def test_compiles_whole():
         ({"centers": torch.ones(K, D + 1)}, r"centers must have dim 6, got shape \(4, 7\)"),
         ({"temperature": 0.0}, "temperature must be finite and > 0, got 0.0"),
         ({"temperature": -1.0}, "temperature must be finite and > 0"),
-        ({"center_weight": -0.1}, "center_weight must be ≥ 0, got -0.1"),
+        ({"center_weight": -0.1}, "center_weight must be finite and ≥ 0, got -0.1"),
         ({"positives": "all"}, "positives must be one of 'mean', 'sum', 'balanced', got 'all'"),
         ({"reduction": "max"}, "reduction must be one of"),
         ({"mask": torch.ones(5)}, "mask must be a bool tensor"),

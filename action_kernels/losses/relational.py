@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from action_kernels.autocast import outside_autocast
+from action_kernels.losses.numerics import non_negative
+from action_kernels.losses.scale import logit_scale
 from action_kernels.ops import checks, pairwise_lse, prepare_rows
 from action_kernels.ops.pairwise_lse import accumulation_dtype
-from action_kernels.pixels import outside_autocast
 
 
 @outside_autocast
@@ -17,8 +19,8 @@ def relational_loss(
     teacher: Tensor,
     memory: Tensor,
     *,
-    student_temperature: float,
-    teacher_temperature: float,
+    student_temperature: float | Tensor,
+    teacher_temperature: float | Tensor,
 ) -> Tensor:
     """KL(u_t ‖ u_s) between two softmaxes of similarities to a memory bank (ACTION++, eq. 1).
 
@@ -31,42 +33,48 @@ def relational_loss(
         student: (n, d), need not be normalised; float16 to float64. Gets the gradient.
         teacher: (n, d), row i the teacher's view of the student's row i; no gradient.
         memory: (m, d), m ≥ 1, Q; no gradient.
-        student_temperature: τ_s > 0.
-        teacher_temperature: τ_t > 0.
+        student_temperature: τ_s > 0; a 0-d tensor gets a gradient if it asks for one.
+        teacher_temperature: τ_t > 0; a 0-d tensor must not ask for one.
 
     Returns:
-        A scalar ≥ 0 (to rounding), float32 (float64 for a float64 student); 0 if n = 0.
+        A scalar ≥ 0, float32 (float64 for a float64 student); 0 if n = 0.
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
     """
-    _check(student, teacher, memory, student_temperature, teacher_temperature)
+    _check(student, teacher, memory, teacher_temperature)
     dtype = accumulation_dtype(student.dtype)
+    student_scale = logit_scale("student_temperature", student_temperature, student)
+    teacher_scale = logit_scale("teacher_temperature", teacher_temperature, student)
     s = prepare_rows(student, dtype=dtype)
-    checks.check_finite("student", s)
+    t = prepare_rows(teacher.detach(), dtype=dtype)
     q = prepare_rows(memory.detach(), dtype=dtype)
-    student_lse = pairwise_lse(s, q, scale=1 / student_temperature, normalized=True)
+    for name, rows in (("student", s), ("teacher", t), ("memory", q)):
+        checks.check_finite(name, rows)
+    student_lse = pairwise_lse(s, q, scale=student_scale, normalized=True)
     with torch.no_grad():
-        t = prepare_rows(teacher, dtype=dtype)
-        attended = _attention(t, q, 1 / teacher_temperature)
-        teacher_lse = pairwise_lse(t, q, scale=1 / teacher_temperature, normalized=True)
-        negative_entropy = (t * attended).sum(1) / teacher_temperature - teacher_lse
-    cross = student_lse - (s * attended).sum(1) / student_temperature
-    return (negative_entropy + cross).sum() / max(student.shape[0], 1)
+        attended = _attention(t * teacher_scale, q)
+        teacher_lse = pairwise_lse(t, q, scale=teacher_scale, normalized=True)
+        negative_entropy = (t * attended).sum(1) * teacher_scale - teacher_lse
+    cross = student_lse - (s * attended).sum(1) * student_scale
+    values = non_negative(negative_entropy + cross)
+    if memory.shape[0] == 1:  # both softmaxes are 1
+        values = values * 0
+    return values.sum() / max(student.shape[0], 1)
 
 
-def _attention(queries: Tensor, memory: Tensor, scale: float) -> Tensor:
-    """softmax(scale · queries · memoryᵀ) · memory, (n, d)."""
+def _attention(logit_queries: Tensor, memory: Tensor) -> Tensor:
+    """softmax(queries · memoryᵀ) · memory, (n, d)."""
     keys = memory[None, None]
-    return scaled_dot_product_attention(queries[None, None], keys, keys, scale=scale)[0, 0]
+    queries = logit_queries[None, None]
+    return scaled_dot_product_attention(queries, keys, keys, scale=1.0)[0, 0]
 
 
 def _check(
     student: Tensor,
     teacher: Tensor,
     memory: Tensor,
-    student_temperature: float,
-    teacher_temperature: float,
+    teacher_temperature: float | Tensor,
 ) -> None:
     checks.check_matrix("student", student)
     checks.check_matrix("teacher", teacher)
@@ -74,6 +82,8 @@ def _check(
     checks.check_matrix("memory", memory, student.shape[1])
     if memory.shape[0] == 0:
         raise ValueError("memory must hold at least one row")
-    checks.check_positive("student_temperature", student_temperature)
-    checks.check_positive("teacher_temperature", teacher_temperature)
+    if isinstance(teacher_temperature, Tensor) and teacher_temperature.requires_grad:
+        raise ValueError(
+            "teacher_temperature gets no gradient from relational_loss: pass it detached"
+        )
     checks.check_same_device(student=student, teacher=teacher, memory=memory)

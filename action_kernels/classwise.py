@@ -1,0 +1,161 @@
+"""Sums over the rows of each class, and products of each row with vectors of its class.
+
+Labels are (n,) int64, −1 for a row without a class. Rows are taken in chunks, so that half precision is
+never copied whole to float32, and nothing (n, d) is kept for the backward pass but the rows themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from action_kernels.ops.pairwise_lse import accumulation_dtype
+
+ONE_HOT_CLASSES = 64  # up to here class sums are GEMMs with a one-hot matrix: no atomics
+CHUNK_ELEMENTS = 1 << 18  # of rows at a time: 1 MiB in float32, which stays in the cache
+
+
+def class_counts(labels: Tensor, num_classes: int) -> Tensor:
+    """Rows of each class, (K,) int64."""
+    if num_classes <= ONE_HOT_CLASSES:
+        return _membership(labels, num_classes).sum(0)
+    padded = labels.new_zeros(num_classes + 1)
+    return padded.index_add(0, _last_if_none(labels, num_classes), torch.ones_like(labels))[:-1]
+
+
+def class_sums(rows: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """S_c = Σ_{y_i = c} φ_i, (K, d) in the dtype of sums."""
+    return _weighted_sums(rows, labels, None, num_classes)
+
+
+def own_class_products(
+    rows: Tensor, labels: Tensor, vectors: Tensor, own_weight: Tensor | None = None
+) -> Tensor:
+    """φ_i · v_{y_i}, and with `own_weight` w also w_{y_i} φ_i · (S_{y_i} − φ_i): (n,), in the dtype of sums.
+
+    S_c is the sum of the rows of class c, so that S_{y_i} − φ_i sums the other rows of the anchor's class.
+    Rows without a class must be zero, and give 0. Gradients go to rows and `vectors` (K, d), not to
+    `own_weight` (K,).
+    """
+    dtype = accumulation_dtype(rows.dtype)
+    own_weight = None if own_weight is None else own_weight.to(dtype)
+    products: Tensor = _OwnClassProducts.apply(rows, labels, vectors.to(dtype), own_weight)[0]
+    return products
+
+
+def of_own_class(values: Tensor, labels: Tensor) -> Tensor:
+    """values[y_i] for values (K, …); 0 for a row without a class."""
+    nothing = values.new_zeros(1, *values.shape[1:])
+    return torch.cat((values, nothing))[_last_if_none(labels, values.shape[0])]
+
+
+class _OwnClassProducts(torch.autograd.Function):
+    """`own_class_products`, and S (K, d) for its backward pass; that reads the rows again, in two passes."""
+
+    @staticmethod
+    def forward(
+        rows: Tensor, labels: Tensor, vectors: Tensor, own_weight: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if own_weight is None:
+            sums = vectors.new_zeros(0)
+        else:
+            sums = class_sums(rows, labels, vectors.shape[0])
+        combined = _combined(vectors, own_weight, sums)
+
+        def products(chunk: slice) -> Tensor:
+            r, y = rows[chunk].to(vectors.dtype), labels[chunk]
+            own = _products(r, y, combined)
+            if own_weight is None:
+                return own
+            return own - of_own_class(own_weight, y) * r.square().sum(1)
+
+        return torch.cat([products(chunk) for chunk in _chunks(rows)]), sums
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*inputs, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        rows, labels, vectors, own_weight, sums = ctx.saved_tensors
+        combined = _combined(vectors, own_weight, sums)
+        # Σ_{y_j = c} g_j φ_j: the gradient of the vectors, and by S what others owe to a row
+        by_class = _weighted_sums(rows, labels, gradient, combined.shape[0])
+
+        def of_rows(chunk: slice) -> Tensor:
+            g, y = gradient[chunk, None], labels[chunk]
+            total = of_own_class(combined, y) * g
+            if own_weight is not None:
+                twice = 2 * of_own_class(own_weight, y)[:, None] * g
+                total = total + of_own_class(own_weight[:, None] * by_class, y)
+                total = total - twice * rows[chunk]
+            return total.to(rows.dtype)
+
+        grad_rows = _by_chunks(of_rows, rows) if ctx.needs_input_grad[0] else None
+        return grad_rows, None, by_class if ctx.needs_input_grad[2] else None, None
+
+
+def _combined(vectors: Tensor, own_weight: Tensor | None, sums: Tensor) -> Tensor:
+    """What each row is multiplied with, by its class: v_c + w_c S_c, (K, d)."""
+    return vectors if own_weight is None else own_weight[:, None] * sums + vectors
+
+
+def _weighted_sums(
+    rows: Tensor, labels: Tensor, weights: Tensor | None, num_classes: int
+) -> Tensor:
+    """Σ_{y_i = c} w_i φ_i, (K, d) in the dtype of sums."""
+    dtype = accumulation_dtype(rows.dtype)
+    sums = rows.new_zeros((num_classes, rows.shape[1]), dtype=dtype)
+    for chunk in _chunks(rows):
+        r, y = rows[chunk].to(dtype), labels[chunk]
+        w = None if weights is None else weights[chunk, None].to(dtype)
+        if num_classes <= ONE_HOT_CLASSES:
+            members = _membership(y, num_classes).to(dtype)
+            sums = sums + (members if w is None else members * w).T @ r
+        else:
+            padded = torch.cat((sums, sums.new_zeros(1, sums.shape[1])))
+            r = r if w is None else r * w
+            sums = padded.index_add(0, _last_if_none(y, num_classes), r)[:-1]
+    return sums
+
+
+def _products(rows: Tensor, labels: Tensor, vectors: Tensor) -> Tensor:
+    """φ_i · v_{y_i} for rows in the dtype of the vectors, zero where they have no class."""
+    if vectors.shape[0] <= ONE_HOT_CLASSES:
+        return (rows @ vectors.T).gather(1, labels.clamp(min=0)[:, None]).squeeze(1)
+    return (rows * of_own_class(vectors, labels)).sum(1)
+
+
+def _membership(labels: Tensor, num_classes: int) -> Tensor:
+    """(n, K) bool; a row of False where there is no class."""
+    return labels[:, None] == torch.arange(num_classes, device=labels.device)
+
+
+def _last_if_none(labels: Tensor, num_classes: int) -> Tensor:
+    """Labels with one class more, the last, for rows without a class."""
+    return labels.where(labels >= 0, num_classes)
+
+
+def _chunks(rows: Tensor) -> Iterator[slice]:
+    """Runs of rows; all in one while compiling, where loops are unrolled and passes fused."""
+    count = rows.shape[0]
+    step = max(count, 1)
+    if not torch.compiler.is_compiling():
+        step = max(1, CHUNK_ELEMENTS // rows.shape[1])
+    for start in range(0, max(count, 1), step):
+        yield slice(start, start + step)
+
+
+def _by_chunks(part: Callable[[slice], Tensor], like: Tensor) -> Tensor:
+    """The results of all chunks, of the form of `like`, without a copy of the whole."""
+    chunks = list(_chunks(like))
+    if len(chunks) == 1:
+        return part(chunks[0])
+    out = torch.empty_like(like, memory_format=torch.contiguous_format)
+    for chunk in chunks:
+        out[chunk] = part(chunk)
+    return out

@@ -1,0 +1,43 @@
+"""Temperatures as logit scales 1/τ: numbers, or tensors that learn."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from action_kernels.ops import checks
+from action_kernels.ops.pairwise_lse import accumulation_dtype
+
+LOWEST, HIGHEST = 1e-30, 1e30  # between them 1/τ, logits and their sums are finite float32
+
+
+def logit_scale(name: str, temperature: float | Tensor, like: Tensor) -> float | Tensor:
+    """1/τ: a number for a number; for a tensor a 0-d tensor, on the device of `like` and in the dtype
+    of its sums, that passes gradients on.
+
+    Raises:
+        TypeError, ValueError: τ is not in [1e-30, 1e30]. A tensor that may not be looked at gives NaN.
+    """
+    check_temperature(name, temperature)
+    if not isinstance(temperature, Tensor):
+        return 1.0 / temperature
+    tau = temperature.reshape(()).to(like.device, accumulation_dtype(like.dtype))
+    if not checks.values_readable(temperature):
+        tau = tau.where((tau >= LOWEST) & (tau <= HIGHEST), torch.nan)
+    return tau.reciprocal()
+
+
+def check_temperature(name: str, temperature: float | Tensor) -> None:
+    """A number, or a tensor with one, in [1e-30, 1e30]; the tensor's is looked at where it may be."""
+    if isinstance(temperature, Tensor):
+        checks.check_floating(name, temperature)
+        if temperature.numel() != 1:
+            raise ValueError(
+                f"{name} must be a number or a 0-d tensor, got shape {checks.shape_of(temperature)}"
+            )
+        if not checks.values_readable(temperature):
+            return
+        temperature = float(temperature.detach())
+    checks.check_positive(name, temperature)
+    if isinstance(temperature, (int, float)) and not LOWEST <= temperature <= HIGHEST:
+        raise ValueError(f"{name} must be in [{LOWEST}, {HIGHEST}], got {temperature}")

@@ -1,0 +1,87 @@
+"""Supervised contrastive loss (SupCon) by `pairwise_lse`."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from action_kernels.autocast import outside_autocast
+from action_kernels.classwise import own_class_products
+from action_kernels.losses.numerics import non_negative
+from action_kernels.losses.scale import logit_scale
+from action_kernels.losses.supervised import anchor_losses, supervised_inputs
+from action_kernels.ops import pairwise_lse
+
+
+@outside_autocast
+def supcon_loss(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float | Tensor = 0.1,
+    num_classes: int | None = None,
+    keys: Tensor | None = None,
+    key_labels: Tensor | None = None,
+    mask: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    ignore_index: int = -1,
+    normalize: bool = True,
+    weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    mean_over: str = "anchors",
+    reduction: str = "mean",
+) -> Tensor:
+    """Supervised contrastive loss (Khosla et al. 2020, L_out), in O((n + m + K) · d) memory.
+
+    ``−1/|P(i)| Σ_{p ∈ P(i)} log( exp(s_ip) / Σ_j exp(s_ij) )`` per anchor, s = φ_i · (·) / τ, φ_i the
+    unit feature of pixel i; 0 for an anchor without a positive. Without `keys` j runs over all other
+    pixels; with `keys` over the keys alone. Positives are those of them with the anchor's label.
+
+    Args:
+        features: (n, d) or (B, d, *spatial), float16 to float64. Half precision is multiplied in half
+            and summed in float32.
+        labels: (n,), (B, *spatial) or (B, 1, *spatial); any integers, or floats that are whole.
+            A pixel labelled `ignore_index` takes no part.
+        temperature: τ > 0; a 0-d tensor gets a gradient if it asks for one.
+        num_classes: K, a promise that labels are 0 … K − 1 or `ignore_index`. Without it any labels
+            are taken, and sorted first.
+        keys: (m, d) or (B, d, *spatial): other features to compare with, such as those of a teacher, of
+            a memory, or the first views alone. They get a gradient if they ask for one.
+        key_labels: of the keys; needed with them. A key labelled `ignore_index` takes no part.
+        mask, key_mask: of the labels' and key labels' shape, bool; True takes part.
+        normalize: L2-normalise features and keys; False promises nothing about norms.
+        weight: (K,), ≥ 0, of the anchors of each class; gives num_classes.
+        sample_weight: of the labels' shape, ≥ 0, of every anchor. With weights w the mean is
+            Σ w l / Σ w, as `torch.nn.functional.cross_entropy` has it.
+        mean_over: ``"anchors"``, all that take part, or those ``"with_positives"``.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` (of the labels' shape, 0 for pixels that take no
+            part).
+
+    Returns:
+        float32 (float64 for float64 features), a scalar unless ``reduction="none"``; ≥ 0.
+
+    Raises:
+        TypeError, ValueError: naming the argument that does not fit. Values are looked at on the CPU
+            only, where looking does not wait for a device; elsewhere the result is then NaN.
+    """
+    inputs = supervised_inputs(
+        features, labels, num_classes=num_classes, keys=keys, key_labels=key_labels, mask=mask,
+        key_mask=key_mask, ignore_index=ignore_index, normalize=normalize, weight=weight,
+        sample_weight=sample_weight, mean_over=mean_over, reduction=reduction,
+    )  # fmt: skip
+    anchors, others = inputs.anchors, inputs.keys
+    scale = logit_scale("temperature", temperature, anchors.rows)
+    count = inputs.positive_counts()
+    share = (1 / count.clamp(min=1)).where((count > 0) & ~inputs.sole_positive(count), 0)
+    if others is None:
+        nothing = anchors.rows.new_zeros(inputs.num_classes, anchors.rows.shape[1])
+        products = own_class_products(anchors.rows, anchors.labels, nothing, share)
+        lse = pairwise_lse(anchors.rows, scale=scale, mask=anchors.valid, normalized=normalize)
+    else:
+        vectors = share[:, None] * others.sums(inputs.num_classes)
+        products = own_class_products(anchors.rows, anchors.labels, vectors)
+        lse = pairwise_lse(
+            anchors.rows, others.rows, scale=scale, mask=anchors.valid, key_mask=others.valid
+        )
+    values = non_negative(anchor_losses(anchors, lse, share * count, products, scale))
+    part = inputs.with_positives(count) if mean_over == "with_positives" else None
+    return inputs.reduce(values, reduction, part)

@@ -1,0 +1,134 @@
+"""What the losses over labelled anchors share: their inputs in one form, and the loss of an anchor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from action_kernels.labels import LabelValues, label_values, renumbered
+from action_kernels.losses.reduction import MEAN_OVER, REDUCTIONS, anchor_weights, reduce
+from action_kernels.ops import checks
+from action_kernels.pixels import LabelledRows, check_keys, labelled_rows, pixel_shape
+
+
+@dataclass(frozen=True)
+class SupervisedInputs:
+    """Anchors and, where they are not their own keys, keys with classes common to both."""
+
+    anchors: LabelledRows
+    keys: LabelledRows | None
+    num_classes: int
+    shape: torch.Size  # of the labels
+    weights: Tensor | None
+
+    def positive_counts(self) -> Tensor:
+        """Positives of an anchor of each class, (K,)."""
+        if self.keys is None:
+            return (self.anchors.counts(self.num_classes) - 1).clamp(min=0)
+        return self.keys.counts(self.num_classes)
+
+    def sole_positive(self, positive_counts: Tensor) -> Tensor:
+        """(K,) bool: the only key of such an anchor is its positive, so that the loss is 0 by definition."""
+        if self.keys is None:
+            others = self.anchors.counts(self.num_classes).sum() - 1
+        else:
+            others = positive_counts.sum()
+        return (positive_counts == 1) & (others == 1)
+
+    def with_positives(self, positive_counts: Tensor) -> Tensor:
+        """(n,) bool: anchors that have one."""
+        return self.anchors.of_own_class(positive_counts > 0)
+
+    def reduce(self, values: Tensor, reduction: str, part: Tensor | None = None) -> Tensor:
+        """Losses of the anchors (n,) as asked for; the mean is over `part` (None: all that take part)."""
+        part = self.anchors.valid if part is None else part
+        wrong = (self.anchors.wrong, None if self.keys is None else self.keys.wrong)
+        return reduce(values, reduction, self.shape, part=part, weights=self.weights, wrong=wrong)
+
+
+def supervised_inputs(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    num_classes: int | None,
+    keys: Tensor | None,
+    key_labels: Tensor | None,
+    mask: Tensor | None,
+    key_mask: Tensor | None,
+    ignore_index: int,
+    normalize: bool,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    mean_over: str,
+    reduction: str,
+) -> SupervisedInputs:
+    """Check the arguments of a loss over labelled anchors, and bring them into one form."""
+    checks.check_choice("reduction", reduction, REDUCTIONS)
+    checks.check_choice("mean_over", mean_over, MEAN_OVER)
+    values = [
+        label_values(
+            "labels", labels, pixel_shape("features", features),
+            ignore_index=ignore_index, mask=mask,
+        )
+    ]  # fmt: skip
+    if keys is None:
+        refuse_without_keys(key_labels=key_labels, key_mask=key_mask)
+    else:
+        values.append(_key_label_values(keys, key_labels, key_mask, ignore_index))
+    if num_classes is None and weight is not None:
+        checks.check_tensor("weight", weight)
+        num_classes = weight.numel()
+    if num_classes is None:
+        classes, num_classes = renumbered(*values)
+    else:
+        check_num_classes(num_classes)
+        classes = tuple(each.in_classes(num_classes) for each in values)
+    anchors = labelled_rows("features", features, classes[0], normalize=normalize)
+    others = None
+    if keys is not None:
+        check_keys("keys", keys, anchors.rows)
+        others = labelled_rows(
+            "keys", keys, classes[1], normalize=normalize, dtype=anchors.rows.dtype
+        )
+    weights = anchor_weights(
+        anchors, pixel_shape("features", features), num_classes, weight, sample_weight
+    )
+    return SupervisedInputs(anchors, others, num_classes, labels.shape, weights)
+
+
+def _key_label_values(
+    keys: Tensor, key_labels: Tensor | None, key_mask: Tensor | None, ignore_index: int
+) -> LabelValues:
+    if key_labels is None:
+        raise ValueError("key_labels must be given with keys: they tell which keys are positives")
+    return label_values(
+        "key_labels", key_labels, pixel_shape("keys", keys),
+        ignore_index=ignore_index, mask=key_mask, mask_name="key_mask",
+    )  # fmt: skip
+
+
+def refuse_without_keys(**arguments: Tensor | None) -> None:
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(f"{name} needs keys: without keys the batch itself is compared")
+
+
+def check_num_classes(num_classes: int) -> None:
+    if isinstance(num_classes, bool) or not isinstance(num_classes, (int, torch.SymInt)):
+        raise TypeError(f"num_classes must be a whole number, got {type(num_classes).__name__}")
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be ≥ 1, got {num_classes}")
+
+
+def anchor_losses(
+    anchors: LabelledRows, lse: Tensor, lse_weight: Tensor, products: Tensor, scale: float | Tensor
+) -> Tensor:
+    """a_{y_i} lse_i − scale · products_i (n,), with a (K,) in `lse_weight`.
+
+    0 where lse is −inf, that is where there is no key at all; a NaN stays.
+    """
+    has_key = lse != -torch.inf
+    values = anchors.of_own_class(lse_weight) * lse.where(has_key, 0) - scale * products
+    return values.where(has_key, 0)
