@@ -148,14 +148,14 @@ def _nifti_header(path: Path, content: bytes) -> Any:
         sizes = [size.to_bytes(4, order) for order in ("little", "big")]
         if content[:4] not in sizes:
             continue
+        if len(content) < size:
+            raise DataError(
+                f"{path} is cut short: {len(content)} bytes hold no header; copy it again"
+            )
         start = 344 if size == 348 else 4
         if content[start : start + 3] != magic:
             raise DataError(
                 f"{path} is the header of an Analyze or two-file NIfTI image; save it as one .nii.gz file"
-            )
-        if len(content) < size:
-            raise DataError(
-                f"{path} is cut short: {len(content)} bytes hold no header; copy it again"
             )
         # check=False: nibabel would mend what it finds and go on; here it is refused.
         header = kind(content[:size], check=False)
@@ -262,7 +262,7 @@ def _not_empty(path: Path) -> None:
 
 def _check_size(path: Path, shape: Sequence[int]) -> None:
     voxels = int(np.prod([int(n) for n in shape], dtype=object)) if len(shape) else 0
-    if voxels == 0 or voxels > MAX_VOXELS:
+    if not 0 < voxels <= MAX_VOXELS:
         size = " × ".join(str(int(n)) for n in shape) or "no axis"
         raise DataError(
             f"{path}: its header says {size} voxels; 1 to {MAX_VOXELS} are accepted, save the image again"

@@ -137,6 +137,9 @@ def found_classes(labels: Sequence[Path], problems: Problems) -> tuple[tuple[str
             f"{values[found[0]]}: the label holds {found[0]}; 0 (background), 1, 2 … are accepted"
         )
         return (), False
+    if found == [0]:
+        problems.add("--data: the labels hold background only; there is nothing to learn")
+        return (), False
     mask = found in ([255], [0, 255])
     if not mask and found != list(range(len(found))):
         gap = next(n for n in range(MAX_CLASSES + 1) if n not in values)

@@ -55,40 +55,36 @@ def read_volume(source: Source, task: Task, rules: Rules) -> Volume:
         DataError: with a sentence for every fault of its files.
     """
     problems = Problems()
-    channels = []
+    channels, label = [], None
     for read in source.channels:
         with problems.collecting():
-            channels.append(read())
-    label = None
+            raw = read()
+            check_intensities(raw.path, raw.array)
+            channels.append(raw)
     if source.label is not None:
         with problems.collecting():
             label = source.label()
-    problems.raise_any()
-    for raw in channels:
-        with problems.collecting():
-            check_intensities(raw.path, raw.array)
-    for raw in channels[1:]:
-        with problems.collecting():
-            _check_same_grid(channels[0], raw)
+            label = replace(label, array=classes_of(label.path, label.array, task, rules.values))
     problems.raise_any()
     first = channels[0]
     grid = grid_of(first, task, rules)
     with problems.collecting():
         check_shape(first.path, grid, task)
-    classes = None
+    for raw in channels[1:]:
+        with problems.collecting():
+            _check_same_grid(first, raw)
     if label is not None:
+        label = _oriented_as(label, first)
         with problems.collecting():
-            label = _oriented_as(label, first)
             _check_same_grid(first, label)
-        with problems.collecting():
-            classes = classes_of(label.path, label.array, task, rules.values)
+            _check_differ(first, label)
     problems.raise_any()
     image = np.stack(
         [grid.to_volume(raw.array) for raw in channels], dtype=np.float32, casting="unsafe"
     )
     return Volume(
         np.ascontiguousarray(image),
-        None if classes is None else np.ascontiguousarray(grid.to_volume(classes)),
+        None if label is None else np.ascontiguousarray(grid.to_volume(label.array)),
         spacing_on(grid, first),
         grid,
     )
@@ -212,6 +208,13 @@ def _oriented_as(label: Raw, image: Raw) -> Raw:
     turn = orientations.ornt_transform(have, want)
     affine = label.affine @ orientations.inv_ornt_aff(turn, label.array.shape)
     return replace(label, array=orientations.apply_orientation(label.array, turn), affine=affine)
+
+
+def _check_differ(image: Raw, label: Raw) -> None:
+    if np.array_equal(image.array, label.array):
+        raise DataError(
+            f"{label.path}: image and label hold the same numbers; one of them was saved in place of the other"
+        )
 
 
 def _check_same_grid(image: Raw, other: Raw) -> None:

@@ -17,7 +17,6 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from .problems import DataError, Problems, reading, some
 from .volume import Case, patient_of
 
 PARTS = ("train", "val", "test")
+_FRAME = re.compile(r"((?!_frame).)+_frame\d+(_gt|_slice_\d+)?")
 _SLICE = re.compile(r"(?P<case>.+)_slice_(?P<number>\d+)")
 _FILE_OF_A_CASE = ("mri_norm2", "lgemri", "image")
 VALIDATION_SHARE = 10  # one in so many training patients validates where no list says who
@@ -252,6 +252,11 @@ def read_list(path: Path) -> list[str]:
         raise DataError(f"{path} is no list of names, a line each; write it as text")
     lines = [line.split("#")[0].strip().strip("\"'").rstrip(",;") for line in text.splitlines()]
     names = [_entry(line) for line in lines if line]
+    odd = [name for name in names if "_frame" in name and not _FRAME.fullmatch(name)]
+    if odd:
+        raise DataError(
+            f"{path}: {odd[0]!r} is no name of a volume (patientNNN_frameMM) or slice; a name a line is accepted"
+        )
     if not names:
         raise DataError(f"{path} names no patient; add them, a line each, or remove the lists")
     return names
@@ -294,6 +299,11 @@ def _listed(
     return train, list(val), list(lists.test)
 
 
+def _spelling(name: str) -> str:
+    """What is left of a name without case, punctuation and leading zeros."""
+    return re.sub(r"(?<!\d)0+|[\W_]", "", name.casefold())
+
+
 def missing_problems(lists: Lists, findings: Findings) -> Problems:
     """Listed patients and volumes that are not on disk."""
     problems = Problems()
@@ -305,7 +315,7 @@ def missing_problems(lists: Lists, findings: Findings) -> Problems:
         for patient in getattr(lists, part) or ():
             wanted = lists.counts.get(patient, set())
             if patient not in found:
-                close = get_close_matches(patient, found, 1, 0.8)
+                close = [name for name in found if _spelling(name) == _spelling(patient)]
                 hint = f" (there is {close[0]})" if close else ""
                 problems.add(f"--data: {patient} of {part}.list is not on disk{hint}; {remedy}")
             elif len(wanted) > len(found[patient]):
@@ -314,10 +324,10 @@ def missing_problems(lists: Lists, findings: Findings) -> Problems:
                     f"--data: {part}.list names {len(wanted)} volumes of {patient}, {len(found[patient])} are on disk "
                     f"({some(lacking)} not); {remedy}"
                 )
-    for case, numbers in findings.slices.items():
-        lost = sorted(lists.slices.get(case, set()) - set(numbers))
+    for name, numbers in findings.slices.items():
+        lost = sorted(lists.slices.get(name, set()) - set(numbers))
         if lost:
             problems.add(
-                f"--data: slice {some(lost)} of {case} is listed, but not on disk; {remedy}"
+                f"--data: slice {some(lost)} of {name} is listed, but not on disk; {remedy}"
             )
     return problems
