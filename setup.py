@@ -12,6 +12,7 @@ Environment variables:
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
@@ -53,33 +54,46 @@ class Build(build_ext):
         folder.mkdir(parents=True, exist_ok=True)
         objects = Path(self.build_temp).resolve()
         objects.mkdir(parents=True, exist_ok=True)
-        self._libraries: list[Path] = []
+        self._built: list[Path] = []
         for header in sorted((SOURCES / "include").glob("*.h")):  # what ctypes is told from
             shutil.copyfile(header, folder / header.name)
-            self._libraries.append(folder / header.name)
+            self._built.append(folder / header.name)
         ninja = [NINJA_RULES.format(cxx=_compiler(), nvcc=_nvcc() or "nvcc")]
         if _compiles_openmp(objects):
-            self._libraries.append(folder / CPU_LIBRARY)
+            self._built.append(folder / CPU_LIBRARY)
             ninja += _cpu_statements(folder / CPU_LIBRARY)
         ninja += self._cuda_statements(folder / CUDA_LIBRARY)
         (objects / "build.ninja").write_text("\n".join(ninja) + "\n")
         subprocess.run([*_ninja(), "-C", str(objects)], check=True)
+        for path in self._built:
+            _record_hash(path)
 
     def _cuda_statements(self, library: Path) -> list[str]:
         architectures = _cuda_architectures()
         if not architectures:
             return []
-        self._libraries.append(library)
+        self._built.append(library)
         return _cuda_statements(library, architectures)
 
     def get_outputs(self) -> list[str]:
-        return [str(library) for library in getattr(self, "_libraries", [])]
+        built = getattr(self, "_built", [])
+        return [str(path) for path in [*built, *map(_record_of, built)]]
 
     def get_source_files(self) -> list[str]:
         return [str(path.relative_to(ROOT)) for path in SOURCES.rglob("*") if path.is_file()]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}
+
+
+def _record_of(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _record_hash(path: Path) -> None:
+    """What loading compares with, and what `sha256sum --check` reads."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    _record_of(path).write_text(f"{digest}  {path.name}\n")
 
 
 class Wheel(bdist_wheel):

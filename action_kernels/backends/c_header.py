@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from action_kernels.backends._library import LIBRARY_FOLDER, Signatures
+from action_kernels.backends._library import LIBRARY_FOLDER, REMEDY, Signatures, read_built
 
 _IN_A_CLONE = Path(__file__).resolve().parents[2] / "csrc" / "include"
 
@@ -40,12 +40,9 @@ class Header:
 
 def read(name: str) -> Header:
     """The header `name`: beside the libraries, where the build puts it, else the clone's own."""
-    for folder in (LIBRARY_FOLDER, _IN_A_CLONE):
-        if (folder / name).is_file():
-            return parse((folder / name).read_text(encoding="utf-8"))
-    raise OSError(
-        f"{LIBRARY_FOLDER / name} does not exist: the package was not built; reinstall it"
-    )
+    built = LIBRARY_FOLDER / name
+    path = _IN_A_CLONE / name if not built.exists() and _IN_A_CLONE.is_dir() else built
+    return parse(read_built(path, missing=f"the package was not built; {REMEDY}").decode())
 
 
 def parse(text: str) -> Header:

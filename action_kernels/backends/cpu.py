@@ -16,6 +16,7 @@ import ctypes
 import math
 import os
 import threading
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,13 +53,15 @@ KEPT_WORKSPACE = 8 << 20  # bytes; a larger workspace is given back after each c
 @cache
 def load() -> ctypes.CDLL:
     """The library. Raises OSError or RuntimeError that says what to do."""
-    path = Path(os.environ.get("ACTION_KERNELS_CPU_LIBRARY") or LIBRARY_FOLDER / LIBRARY)
+    named = os.environ.get("ACTION_KERNELS_CPU_LIBRARY", "").strip()
     return open_library(
-        path,
+        Path(named) if named else LIBRARY_FOLDER / LIBRARY,
         HEADER.functions,
         version_function="ak_abi_version",
         version=HEADER.constants["AK_ABI_VERSION"],
-        missing="the package was not built; reinstall it (pip install .), or for work in place "
+        missing="ACTION_KERNELS_CPU_LIBRARY names it; unset it for the one that the package has"
+        if named
+        else "the package was not built; reinstall it (pip install .), or for work in place "
         "run python setup.py build_ext --inplace",
     )
 
@@ -82,6 +85,21 @@ def unavailable(device_type: str) -> str | None:
     except (OSError, RuntimeError, AttributeError) as error:
         return str(error)
     return None
+
+
+def misconfigured() -> str | None:
+    """What every op raises because ACTION_KERNELS_CPU_ISA names what is not to be had, or None."""
+    try:
+        _kernels()
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def describe() -> Iterator[str]:
+    """For the diagnosis, once the library is loaded and its environment is valid."""
+    yield f"instruction set {instruction_set()}; to be had: {', '.join(supported_instruction_sets())}"
+    yield f"OpenMP runtime {openmp_library()}"
 
 
 def instruction_set() -> str:

@@ -3,7 +3,8 @@
 A backend is declared with the module that holds its kernels; the module is imported when a tensor on
 one of its devices is first met, so that importing the library loads no compiled code and no driver.
 Such a module offers ``unavailable(device_type) -> str | None``: why it cannot serve tensors on that
-kind of device, or None.
+kind of device, or None. For the diagnosis it may offer ``misconfigured() -> str | None``, what its ops raise
+because of an environment variable, and ``describe() -> Iterable[str]``, what it runs on.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
@@ -90,14 +91,44 @@ def backend_of(op: str, device_type: str, dtype: torch.dtype) -> str:
     return _search(op, device_type, dtype, requested_backend())[0]
 
 
+def passed_over(op: str, device_type: str, dtype: torch.dtype) -> tuple[str, ...]:
+    """Backends preferred to `backend_of` that would run `op` here, were they available."""
+    chosen = backend_of(op, device_type, dtype)
+    order = _order(device_type, requested_backend())
+    return tuple(name for name in order[: order.index(chosen)] if _may_have(op, name, dtype))
+
+
+def misconfiguration() -> str | None:
+    """What every op raises because of a backend asked for that is unknown or not to be had, or None."""
+    try:
+        name = requested_backend()
+    except ValueError as error:
+        return str(error)
+    reason = None if name is None else _usable_on_some_device(name)
+    if reason is None:
+        return None
+    return f"{ENVIRONMENT_VARIABLE} is {name!r}, which cannot be used here: {reason}"
+
+
+def misconfigured(name: str) -> str | None:
+    """What the ops of a backend raise because of an environment variable; None if they run, or are not used."""
+    if _usable_on_some_device(name) is not None:
+        return None
+    module = importlib.import_module(_backends[name].module)
+    problem: str | None = getattr(module, "misconfigured", lambda: None)()
+    return problem
+
+
 def requested_backend() -> str | None:
     """The backend asked for by `use_backend` or the environment, or None for the automatic choice."""
     if _forced is not None:
         return _forced
-    name = os.environ.get(ENVIRONMENT_VARIABLE, "auto").strip().lower() or "auto"
+    given = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+    name = given.strip().lower() or "auto"
     if name == "auto":
         return None
-    _check_known(name, ENVIRONMENT_VARIABLE)
+    if name not in _backends:
+        _refuse_unknown(given, ENVIRONMENT_VARIABLE)
     return name
 
 
@@ -106,7 +137,8 @@ def unavailable(name: str, device_type: str) -> str | None:
     try:
         module = importlib.import_module(_backends[name].module)
     except Exception as error:  # noqa: BLE001 - a broken installation must not break the others
-        return f"{type(error).__name__}: {error}"
+        explained = isinstance(error, OSError | RuntimeError)
+        return str(error) if explained else f"{type(error).__name__}: {error}"
     reason: str | None = module.unavailable(device_type)
     return reason
 
@@ -136,7 +168,8 @@ class use_backend:  # lower case: a function that also serves in a `with` statem
         global _forced
         self._previous = _forced
         if name != "auto":
-            _check_known(name, "backend")
+            if name not in _backends:
+                _refuse_unknown(name, "backend")
             _check_usable(name)
         _forced = None if name == "auto" else name
 
@@ -163,9 +196,8 @@ def isolated() -> Iterator[None]:
         _forced = forced
 
 
-def _check_known(name: str, argument: str) -> None:
-    if name not in _backends:
-        raise ValueError(f"{argument} is {name!r}; known are: auto, {', '.join(_backends)}")
+def _refuse_unknown(name: str, argument: str) -> NoReturn:
+    raise ValueError(f"{argument} is {name!r}; known are: auto, {', '.join(_backends)}")
 
 
 def _usable_on_some_device(name: str) -> str | None:
@@ -194,21 +226,40 @@ def _search(
     if requested is not None:
         reason = unavailable(requested, device_type)
         if reason is not None:
+            by = "use_backend" if _forced is not None else ENVIRONMENT_VARIABLE
             raise RuntimeError(
-                f"{op}: backend {requested!r} cannot serve tensors on {device_type!r}: {reason}"
+                f"{op}: backend {requested!r}, asked for by {by}, cannot serve tensors on "
+                f"{device_type!r}: {reason}"
             )
-    order = [b.name for b in _backends.values() if b.automatic and b.serves(device_type)]
-    if requested is not None:
-        order = [requested, *(name for name in order if name != requested)]
-    for name in order:
+    for name in _order(device_type, requested):
         reason = unavailable(name, device_type)
         if reason is not None:
             _report(name, reason)
             continue
-        registration = _kernels.get((op, name))
-        if registration and (registration.dtypes is None or dtype in registration.dtypes):
-            return name, registration.run
+        if _has(op, name, dtype):
+            return name, _kernels[op, name].run
     raise NotImplementedError(f"{op}: no backend has a kernel for {dtype} on {device_type!r}")
+
+
+def _order(device_type: str, requested: str | None) -> list[str]:
+    """Names of the backends for a kind of device, in the order in which they are asked."""
+    order = [b.name for b in _backends.values() if b.automatic and b.serves(device_type)]
+    if requested is None:
+        return order
+    return [requested, *(name for name in order if name != requested)]
+
+
+def _has(op: str, name: str, dtype: torch.dtype) -> bool:
+    registration = _kernels.get((op, name))
+    return registration is not None and (
+        registration.dtypes is None or dtype in registration.dtypes
+    )
+
+
+def _may_have(op: str, name: str, dtype: torch.dtype) -> bool:
+    """As `_has`; of a backend whose module cannot be imported: all but float64, which none takes over."""
+    imported = any(backend == name for _, backend in _kernels)
+    return _has(op, name, dtype) if imported else dtype != torch.float64
 
 
 def _report(name: str, reason: str) -> None:

@@ -7,9 +7,9 @@
 #endif
 
 #include <atomic>
+#include <cctype>
 #include <cmath>
 #include <cstdlib>
-#include <cstring>
 #include <exception>
 #include <string>
 
@@ -60,13 +60,24 @@ const KernelTable* best() {
   return &portable_kernels;
 }
 
-int find(const char* name, const KernelTable** kernels) {
-  if (!name || !*name || !std::strcmp(name, "auto")) {
+// Names are given by people, in the environment too: case and space around them do not matter.
+std::string plain(const char* name) {
+  std::string text;
+  for (const char* c = name ? name : ""; *c; ++c) text += static_cast<char>(std::tolower(static_cast<unsigned char>(*c)));
+  const char* space = " \t\r\n\v\f";
+  text.erase(0, text.find_first_not_of(space));
+  text.erase(text.find_last_not_of(space) + 1);
+  return text;
+}
+
+int find(const char* given, const KernelTable** kernels) {
+  const std::string name = plain(given);
+  if (name.empty() || name == "auto") {
     *kernels = best();
     return AK_OK;
   }
   for (const Candidate& candidate : candidates) {
-    if (std::strcmp(name, candidate.kernels->name)) continue;
+    if (name != candidate.kernels->name) continue;
     if (!candidate.supported()) return AK_UNSUPPORTED_ISA;
     *kernels = candidate.kernels;
     return AK_OK;

@@ -47,7 +47,8 @@ AK_API const char* ak_status_message(int status);
 /* ---------------------------------------------------------------- CPU: instruction sets */
 
 /* Name of the instruction set in use ("avx512bf16", "avx512", "avx2", "portable"). On first use it is the one named
- * by the environment variable ACTION_KERNELS_CPU_ISA, else the best that the processor supports. */
+ * by the environment variable ACTION_KERNELS_CPU_ISA, else the best that the processor supports. Case, and space
+ * around a name, do not matter. */
 AK_API const char* ak_cpu_isa(void);
 
 /* Use the named one from now on, in all threads; NULL or "auto": the best supported.
