@@ -111,7 +111,7 @@ def test_the_doctor_tells_the_backend_of_each_op():
         [sys.executable, "-m", "action_kernels", "doctor"],
         capture_output=True, text=True, check=True, cwd=ELSEWHERE,
     )  # fmt: skip
-    for expected in (action_kernels.__version__, torch.__version__, "pairwise_lse_forward", "cpu"):
+    for expected in (action_kernels.__version__, torch.__version__, "pairwise_lse", "cpu"):
         assert expected in result.stdout
 
 
