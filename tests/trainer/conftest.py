@@ -53,8 +53,8 @@ def tiny_config():
 
 
 @pytest.fixture(scope="session")
-def unpacked_acdc(data_folder, tmp_path_factory):
-    """A few real patients in the layout asked for."""
+def unpacked(data_folder, tmp_path_factory):
+    """Two real patients or scans in the layout asked for."""
 
     def unpack(layout: str) -> Path:
         folder = tmp_path_factory.mktemp(layout)

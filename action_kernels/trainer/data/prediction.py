@@ -221,10 +221,13 @@ def _executor(workers: int) -> Iterator[Executor]:
     if workers < 1:
         yield _Here()
         return
-    context = multiprocessing.get_context("forkserver")  # a fork of a process with threads may hang
-    context.set_forkserver_preload([__name__])
+    # as torch's loaders: forked where that exists, so that a script needs no guard of its main module; the children
+    # use neither torch nor a GPU
+    forks = "fork" in multiprocessing.get_all_start_methods()
     try:
-        with ProcessPoolExecutor(workers, context) as pool:
+        with ProcessPoolExecutor(
+            workers, multiprocessing.get_context("fork" if forks else "spawn")
+        ) as pool:
             yield pool
     except BrokenProcessPool:
         raise TrainerError(
