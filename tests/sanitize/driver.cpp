@@ -17,11 +17,13 @@ struct Matrix {
   int64_t rows, dim;
   std::vector<float> values;
   std::vector<uint8_t> mask;  // empty: all rows take part
+  std::vector<int64_t> labels = {};
 
   bool takes_part(int64_t i) const { return mask.empty() || mask[i]; }
   double at(int64_t i, int64_t k) const { return values[i * dim + k]; }
+  ak_rows labelled() const { return {values.data(), nullptr, rows, dim, AK_FLOAT32, labels.data()}; }
   ak_rows described() const {
-    return {values.data(), mask.empty() ? nullptr : mask.data(), rows, dim, AK_FLOAT32};
+    return {values.data(), mask.empty() ? nullptr : mask.data(), rows, dim, AK_FLOAT32, nullptr};
   }
 };
 
@@ -139,6 +141,102 @@ void check_lse(const Matrix& anchors, const Matrix& keys, bool symmetric, double
   if (!symmetric) expect_close("gradient of keys", where, grad_keys, expected.grad_keys, tolerance);
 }
 
+// Labels of `classes` classes; −1 where the mask leaves a row out.
+void label(Matrix& matrix, int64_t classes, std::mt19937& random) {
+  matrix.labels.resize(matrix.rows);
+  for (int64_t i = 0; i < matrix.rows; ++i) {
+    matrix.labels[i] = matrix.takes_part(i) ? static_cast<int64_t>(random() % classes) : -1;
+  }
+}
+
+struct PairResult {
+  std::vector<double> lse, lse_anchors, lse_keys, values, anchors, keys, offsets;
+};
+
+float offset_of(int64_t i) { return static_cast<float>(i % 7) - 3; }
+
+PairResult pairs_by_loops(const Matrix& anchors, const Matrix& keys, bool symmetric, double scale, int relation) {
+  const int64_t n = anchors.rows, m = keys.rows, dim = anchors.dim;
+  const std::vector<double> rows(n), a(n * dim), k(m * dim);
+  PairResult result{rows, a, k, rows, a, k, rows};
+  const auto add = [&](std::vector<double>& to_anchors, std::vector<double>& to_keys, int64_t i, int64_t j,
+                       double weight) {
+    for (int64_t c = 0; c < dim; ++c) {
+      to_anchors[i * dim + c] += weight * keys.at(j, c);
+      (symmetric ? to_anchors : to_keys)[j * dim + c] += weight * anchors.at(i, c);
+    }
+  };
+  const bool same = relation == AK_SAME_CLASS;
+  std::vector<double> scores(m);
+  for (int64_t i = 0; i < n; ++i) {
+    if (anchors.labels[i] < 0) continue;
+    double maximum = -INFINITY, sum = 0;
+    for (int64_t j = 0; j < m; ++j) {
+      scores[j] = -INFINITY;
+      if (keys.labels[j] < 0 || (anchors.labels[i] == keys.labels[j]) != same || (symmetric && i == j)) continue;
+      scores[j] = 0;
+      for (int64_t c = 0; c < dim; ++c) scores[j] += scale * anchors.at(i, c) * keys.at(j, c);
+      maximum = std::fmax(maximum, scores[j]);
+    }
+    for (int64_t j = 0; j < m; ++j) {
+      if (scores[j] == -INFINITY) continue;
+      sum += std::exp(scores[j] - maximum);
+      const double x = offset_of(i) + (same ? -scores[j] : scores[j]);
+      const double sigmoid = 1 / (1 + std::exp(-x)) * upstream(i);
+      result.values[i] += std::fmax(x, 0) + std::log1p(std::exp(-std::fabs(x)));
+      result.offsets[i] += sigmoid;
+      add(result.anchors, result.keys, i, j, (same ? -scale : scale) * sigmoid);
+    }
+    result.lse[i] = maximum + (sum > 0 ? std::log(sum) : 0);
+    for (int64_t j = 0; j < m; ++j) {
+      if (scores[j] == -INFINITY) continue;
+      add(result.lse_anchors, result.lse_keys, i, j, scale * upstream(i) * std::exp(scores[j] - result.lse[i]));
+    }
+  }
+  return result;
+}
+
+// labelled_lse and pairwise_softplus, forward and backward, against loops.
+void check_pairs(const Matrix& anchors, const Matrix& keys, bool symmetric, double scale, int relation,
+                 bool allow_bfloat16, int threads, const std::string& where) {
+  const PairResult expected = pairs_by_loops(anchors, symmetric ? anchors : keys, symmetric, scale, relation);
+  const ak_rows a = anchors.labelled(), k = keys.labelled();
+  const ak_rows* key_rows = symmetric ? nullptr : &k;
+  const int64_t n = anchors.rows, dim = anchors.dim;
+  const int pass = AK_GRAD_ANCHORS | (symmetric ? 0 : AK_GRAD_KEYS);
+  std::vector<float> values(n, NAN), grad(n), offsets(n), grad_offsets(n, NAN), grad_anchors(n * dim, NAN),
+      grad_keys(symmetric ? 0 : keys.values.size(), NAN);
+  float* to_keys = symmetric ? nullptr : grad_keys.data();
+  for (int64_t i = 0; i < n; ++i) {
+    grad[i] = anchors.takes_part(i) ? upstream(i) : NAN;
+    offsets[i] = anchors.takes_part(i) ? offset_of(i) : NAN;
+  }
+  const double tolerance = allow_bfloat16 ? 0x1p-8 : 2e-5;  // weights are rounded by at most 2^-9
+  std::vector<char> space(ak_cpu_labelled_lse_workspace(&a, key_rows, dim, allow_bfloat16, AK_FORWARD, threads), -1);
+  expect_ok(ak_cpu_labelled_lse_forward(&a, key_rows, dim, scale, relation, allow_bfloat16, values.data(), threads,
+                                        space.data(), space.size()), where);
+  space.assign(ak_cpu_labelled_lse_workspace(&a, key_rows, dim, allow_bfloat16, pass, threads), -1);
+  expect_ok(ak_cpu_labelled_lse_backward(&a, key_rows, dim, scale, relation, allow_bfloat16, grad.data(),
+                                         values.data(), grad_anchors.data(), to_keys, threads, space.data(),
+                                         space.size()), where);
+  expect_close("labelled lse", where, values, expected.lse, 2e-6);
+  expect_close("its gradient of anchors", where, grad_anchors, expected.lse_anchors, tolerance);
+  expect_close("its gradient of keys", where, grad_keys, symmetric ? std::vector<double>() : expected.lse_keys, tolerance);
+
+  space.assign(ak_cpu_pairwise_softplus_workspace(&a, key_rows, dim, allow_bfloat16, AK_FORWARD, threads), -1);
+  expect_ok(ak_cpu_pairwise_softplus_forward(&a, key_rows, dim, scale, relation, allow_bfloat16, offsets.data(),
+                                             values.data(), threads, space.data(), space.size()), where);
+  space.assign(ak_cpu_pairwise_softplus_workspace(&a, key_rows, dim, allow_bfloat16, pass | AK_GRAD_OFFSETS, threads),
+               -1);
+  expect_ok(ak_cpu_pairwise_softplus_backward(&a, key_rows, dim, scale, relation, allow_bfloat16, offsets.data(),
+                                              grad.data(), grad_anchors.data(), to_keys, grad_offsets.data(), threads,
+                                              space.data(), space.size()), where);
+  expect_close("softplus", where, values, expected.values, 2e-6);
+  expect_close("its gradient of anchors", where, grad_anchors, expected.anchors, tolerance);
+  expect_close("its gradient of keys", where, grad_keys, symmetric ? std::vector<double>() : expected.keys, tolerance);
+  expect_close("its gradient of offsets", where, grad_offsets, expected.offsets, 2e-5);
+}
+
 void check_prepare(int64_t batch, int64_t dim, int64_t pixels, int threads, std::mt19937& random,
                    const std::string& where) {
   const Matrix x = random_rows(batch * pixels, dim, true, random);  // by pixel
@@ -240,6 +338,23 @@ void check_all(const std::string& isa) {
                           (masked ? " masked" : "") + (symmetric ? " symmetric" : ""));
           }
         }
+  for (const auto& [n, m, dim] : shapes)
+    for (int64_t classes : {1, 4, 1000})
+      for (bool symmetric : {false, true})
+        for (double scale : {10.0, 200.0})
+          for (int relation : {AK_SAME_CLASS, AK_DIFFERENT_CLASS}) {
+            const bool masked = classes == 4;
+            Matrix anchors = random_rows(n, dim, masked, random), keys = random_rows(m, dim, masked, random);
+            if (bfloat16) anchors = in_bfloat16(anchors), keys = in_bfloat16(keys);
+            label(anchors, classes, random), label(keys, classes, random);
+            for (int threads : {1, 3}) {
+              check_pairs(anchors, keys, symmetric, scale, relation, bfloat16, threads,
+                          isa + " n " + std::to_string(n) + " m " + std::to_string(m) + " d " + std::to_string(dim) +
+                              " scale " + std::to_string(scale) + " threads " + std::to_string(threads) +
+                              " classes " + std::to_string(classes) + " relation " + std::to_string(relation) +
+                              (symmetric ? " symmetric" : ""));
+            }
+          }
   for (int threads : {1, 3}) {
     check_prepare(67, 5, 1, threads, random, isa + " matrix");
     check_prepare(2, 33, 130, threads, random, isa + " map");
