@@ -78,3 +78,72 @@ def supcon(features: Tensor, labels: Tensor, *, temperature: float = 0.1) -> Ten
     positive = (labels[:, None] == labels) & ~itself
     count = positive.sum(1)
     return -(log_p * positive).sum(1) / count.clamp(min=1)
+
+
+def counting_pairs(labels: Tensor, key_labels: Tensor | None = None, *, relation: str) -> Tensor:
+    """(n, m) bool: the pairs of one class, or of different ones; none with a label below 0."""
+    others = labels if key_labels is None else key_labels
+    same = labels[:, None] == others
+    counts = (same if relation == "same" else ~same) & (labels >= 0)[:, None] & (others >= 0)
+    return counts & ~torch.eye(len(labels), dtype=torch.bool) if key_labels is None else counts
+
+
+def labelled_lse(
+    anchors: Tensor,
+    keys: Tensor | None = None,
+    *,
+    labels: Tensor,
+    key_labels: Tensor | None = None,
+    scale: float,
+    relation: str,
+) -> Tensor:
+    s = anchors @ (anchors if keys is None else keys).T * scale
+    s = s.masked_fill(~counting_pairs(labels, key_labels, relation=relation), -torch.inf)
+    return s.logsumexp(1).where(labels >= 0, 0)
+
+
+def pairwise_softplus(
+    anchors: Tensor,
+    keys: Tensor | None = None,
+    *,
+    labels: Tensor,
+    key_labels: Tensor | None = None,
+    offsets: Tensor,
+    scale: float,
+    relation: str,
+) -> Tensor:
+    s = anchors @ (anchors if keys is None else keys).T * scale
+    x = offsets[:, None] + (-s if relation == "same" else s)
+    counts = counting_pairs(labels, key_labels, relation=relation)
+    return torch.logaddexp(x, torch.zeros_like(x)).where(counts, 0).sum(1)
+
+
+def multi_positive_nt_xent(
+    features: Tensor,
+    labels: Tensor,
+    keys: Tensor | None = None,
+    key_labels: Tensor | None = None,
+    *,
+    temperature: float,
+) -> Tensor:
+    """One anchor and one positive at a time, as a fraction: the loss of every anchor (n,)."""
+    phi = normalize(features)
+    others = phi if keys is None else normalize(keys)
+    positive = counting_pairs(labels, key_labels, relation="same")
+    negative = counting_pairs(labels, key_labels, relation="different")
+    logits = phi @ others.T / temperature
+    losses = []
+    for i in range(len(phi)):
+        terms = [
+            torch.cat((logits[i, p : p + 1], logits[i, negative[i]])).logsumexp(0) - logits[i, p]
+            for p in positive[i].nonzero().flatten().tolist()
+        ]
+        losses.append(torch.stack(terms).mean() if terms else phi[i].sum() * 0)
+    return torch.stack(losses)
+
+
+def siglip(image: Tensor, text: Tensor, scale: Tensor | float, bias: Tensor | float) -> Tensor:
+    """As published: −Σ_j log σ(z_ij (t · x_i · y_j + b)) of every image (n,)."""
+    logits = normalize(image) @ normalize(text).T * scale + bias
+    z = 2 * torch.eye(*logits.shape, dtype=logits.dtype) - 1
+    return -torch.nn.functional.logsigmoid(z * logits).sum(1)

@@ -29,6 +29,7 @@ from action_kernels.backends._library import LIBRARY_FOLDER, open_library
 from action_kernels.ops.pairwise_lse import PairwiseCall
 from action_kernels.ops.prepare_rows import row_count
 from action_kernels.ops.registry import register
+from action_kernels.ops.relation import LabelledPairs
 from action_kernels.ops.sample_pixels import Draw
 
 LIBRARY = "libaction_kernels_cpu.so"
@@ -161,13 +162,16 @@ def _with_contiguous_rows(tensor: Tensor) -> Tensor:
     return tensor.contiguous() if tensor.stride(1) != 1 or overlaps else tensor
 
 
-def _describe(tensor: Tensor, mask: Tensor | None) -> ctypes.Structure:
+def _describe(
+    tensor: Tensor, mask: Tensor | None, labels: Tensor | None = None
+) -> ctypes.Structure:
     rows: ctypes.Structure = _struct["ak_rows"](
         tensor.data_ptr(),
         None if mask is None else mask.data_ptr(),
         tensor.shape[0],
         tensor.stride(0),
         DTYPES[tensor.dtype],
+        None if labels is None else labels.data_ptr(),
     )
     return rows
 
@@ -254,6 +258,119 @@ def pairwise_lse_backward(
     )  # fmt: skip
     _check(status, "pairwise_lse backward")
     return grad_anchors, grad_keys
+
+
+_RELATIONS = {"same": _constant["AK_SAME_CLASS"], "different": _constant["AK_DIFFERENT_CLASS"]}
+
+
+class _LabelledSides:
+    """Anchors and keys with their classes as the library takes them; keeps the tensors alive."""
+
+    def __init__(self, rows: LabelledPairs) -> None:
+        self.dim, self.relation = rows.anchors.shape[1], _RELATIONS[rows.relation]
+        self.allow_bfloat16 = _allow_bfloat16()
+        self.threads = torch.get_num_threads()
+        self._rows = rows
+        self.anchors = self._side(rows.anchors, rows.labels)
+        self.keys = None
+        if rows.keys is not None and rows.key_labels is not None:
+            self.keys = self._side(rows.keys, rows.key_labels)
+
+    def _side(self, rows: Tensor, labels: Tensor) -> Any:
+        rows, labels = _with_contiguous_rows(rows), labels.contiguous()
+        described = _describe(rows, None, labels)
+        described.tensors = rows, labels
+        return ctypes.byref(described)
+
+    def workspace(self, op: str, passes: int) -> tuple[Tensor, int]:
+        """For AK_FORWARD, or for the sum of the gradients wanted."""
+        size = getattr(_kernels(), f"ak_cpu_{op}_workspace")(
+            self.anchors, self.keys, self.dim, self.allow_bfloat16, passes, self.threads
+        )
+        _check(-min(size, 0), op)
+        return _workspace(size), size
+
+    def gradients(self, need_anchors: bool, need_keys: bool) -> tuple[int, list[Tensor], list[Any]]:
+        """The sum of the passes, tensors for the gradients, and where they lie (None: not wanted)."""
+        wanted = need_anchors, need_keys and self.keys is not None
+        passes = _constant["AK_GRAD_ANCHORS"] * wanted[0] + _constant["AK_GRAD_KEYS"] * wanted[1]
+        gradients = list(self._rows.empty_gradients(*wanted))
+        places = [g.data_ptr() if w else None for g, w in zip(gradients, wanted, strict=True)]
+        return passes, gradients, places
+
+
+@register("labelled_lse_forward", backend="cpu", dtypes=frozenset(DTYPES))
+def labelled_lse_forward(rows: LabelledPairs, scale: float, normalized: bool) -> Tensor:
+    sides = _LabelledSides(rows)
+    lse = torch.empty(rows.labels.shape, dtype=torch.float32)
+    workspace, size = sides.workspace("labelled_lse", _constant["AK_FORWARD"])
+    status = _kernels().ak_cpu_labelled_lse_forward(
+        sides.anchors, sides.keys, sides.dim, scale, sides.relation, sides.allow_bfloat16,
+        lse.data_ptr(), sides.threads, workspace.data_ptr(), size,
+    )  # fmt: skip
+    _check(status, "labelled_lse")
+    return lse
+
+
+@register("labelled_lse_backward", backend="cpu", dtypes=frozenset(DTYPES))
+def labelled_lse_backward(
+    rows: LabelledPairs,
+    scale: float,
+    normalized: bool,
+    grad_lse: Tensor,
+    lse: Tensor,
+    need_anchors: bool,
+    need_keys: bool,
+) -> tuple[Tensor, Tensor]:
+    sides = _LabelledSides(rows)
+    grad_lse, lse = grad_lse.float().contiguous(), lse.contiguous()
+    passes, gradients, places = sides.gradients(need_anchors, need_keys)
+    workspace, size = sides.workspace("labelled_lse", passes)
+    status = _kernels().ak_cpu_labelled_lse_backward(
+        sides.anchors, sides.keys, sides.dim, scale, sides.relation, sides.allow_bfloat16,
+        grad_lse.data_ptr(), lse.data_ptr(), *places, sides.threads, workspace.data_ptr(), size,
+    )  # fmt: skip
+    _check(status, "labelled_lse backward")
+    return gradients[0], gradients[1]
+
+
+@register("pairwise_softplus_forward", backend="cpu", dtypes=frozenset(DTYPES))
+def pairwise_softplus_forward(rows: LabelledPairs, offsets: Tensor, scale: float) -> Tensor:
+    sides = _LabelledSides(rows)
+    offsets = offsets.contiguous()
+    values = torch.empty(offsets.shape, dtype=torch.float32)
+    workspace, size = sides.workspace("pairwise_softplus", _constant["AK_FORWARD"])
+    status = _kernels().ak_cpu_pairwise_softplus_forward(
+        sides.anchors, sides.keys, sides.dim, scale, sides.relation, sides.allow_bfloat16,
+        offsets.data_ptr(), values.data_ptr(), sides.threads, workspace.data_ptr(), size,
+    )  # fmt: skip
+    _check(status, "pairwise_softplus")
+    return values
+
+
+@register("pairwise_softplus_backward", backend="cpu", dtypes=frozenset(DTYPES))
+def pairwise_softplus_backward(
+    rows: LabelledPairs,
+    offsets: Tensor,
+    scale: float,
+    grad: Tensor,
+    need_anchors: bool,
+    need_keys: bool,
+    need_offsets: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    sides = _LabelledSides(rows)
+    offsets, grad = offsets.contiguous(), grad.float().contiguous()
+    passes, gradients, places = sides.gradients(need_anchors, need_keys)
+    grad_offsets = torch.empty(offsets.shape if need_offsets else (0,), dtype=torch.float32)
+    workspace, size = sides.workspace("pairwise_softplus", passes)
+    status = _kernels().ak_cpu_pairwise_softplus_backward(
+        sides.anchors, sides.keys, sides.dim, scale, sides.relation, sides.allow_bfloat16,
+        offsets.data_ptr(), grad.data_ptr(), *places,
+        grad_offsets.data_ptr() if need_offsets else None,
+        sides.threads, workspace.data_ptr(), size,
+    )  # fmt: skip
+    _check(status, "pairwise_softplus backward")
+    return gradients[0], gradients[1], grad_offsets
 
 
 def _describe_map(features: Tensor) -> ctypes.Structure:

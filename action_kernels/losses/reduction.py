@@ -13,7 +13,7 @@ from action_kernels.ops.pairwise_lse import accumulation_dtype
 from action_kernels.pixels import LabelledRows
 
 REDUCTIONS = ("mean", "sum", "none")
-MEAN_OVER = ("anchors", "with_positives")
+MEAN_OVER = ("anchors", "with_positives", "pairs")
 
 
 def reduce(

@@ -52,7 +52,8 @@ def supcon_loss(
         weight: (K,), ≥ 0, of the anchors of each class; gives num_classes.
         sample_weight: of the labels' shape, ≥ 0, of every anchor. With weights w the mean is
             Σ w l / Σ w, as `torch.nn.functional.cross_entropy` has it.
-        mean_over: ``"anchors"``, all that take part, or those ``"with_positives"``.
+        mean_over: ``"anchors"``, all that take part; those ``"with_positives"``; or ``"pairs"``, all
+            (anchor, positive), so that an anchor counts as often as it has positives.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` (of the labels' shape, 0 for pixels that take no
             part).
 
@@ -83,5 +84,4 @@ def supcon_loss(
             anchors.rows, others.rows, scale=scale, mask=anchors.valid, key_mask=others.valid
         )
     values = non_negative(anchor_losses(anchors, lse, share * count, products, scale))
-    part = inputs.with_positives(count) if mean_over == "with_positives" else None
-    return inputs.reduce(values, reduction, part)
+    return inputs.reduce(values, reduction, mean_over, count)

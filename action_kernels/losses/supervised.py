@@ -37,15 +37,24 @@ class SupervisedInputs:
             others = positive_counts.sum()
         return (positive_counts == 1) & (others == 1)
 
-    def with_positives(self, positive_counts: Tensor) -> Tensor:
-        """(n,) bool: anchors that have one."""
-        return self.anchors.of_own_class(positive_counts > 0)
-
-    def reduce(self, values: Tensor, reduction: str, part: Tensor | None = None) -> Tensor:
-        """Losses of the anchors (n,) as asked for; the mean is over `part` (None: all that take part)."""
-        part = self.anchors.valid if part is None else part
+    def reduce(
+        self,
+        values: Tensor,
+        reduction: str,
+        mean_over: str = "anchors",
+        positive_counts: Tensor | None = None,
+    ) -> Tensor:
+        """Losses of the anchors (n,) as asked for; a mean over other than anchors goes by counts (K,)."""
+        part, weights = self.anchors.valid, self.weights
+        if mean_over != "anchors":
+            assert positive_counts is not None
+            counts = self.anchors.of_own_class(positive_counts)
+            if mean_over == "with_positives":
+                part = counts > 0
+            elif reduction == "mean":  # over pairs: an anchor counts as often as it has positives
+                weights = counts if weights is None else weights * counts
         wrong = (self.anchors.wrong, None if self.keys is None else self.keys.wrong)
-        return reduce(values, reduction, self.shape, part=part, weights=self.weights, wrong=wrong)
+        return reduce(values, reduction, self.shape, part=part, weights=weights, wrong=wrong)
 
 
 def supervised_inputs(

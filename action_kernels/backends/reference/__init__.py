@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from action_kernels.backends.reference import (
     indexed_lse,
+    labelled_lse,
     pairwise_lse,
+    pairwise_softplus,
     prepare_rows,
     sample_pixels,
     sampled_features,
@@ -15,7 +17,9 @@ from action_kernels.backends.reference import (
 
 __all__ = [
     "indexed_lse",
+    "labelled_lse",
     "pairwise_lse",
+    "pairwise_softplus",
     "prepare_rows",
     "sample_pixels",
     "sampled_features",

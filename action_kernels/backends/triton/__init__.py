@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from action_kernels.backends.triton import (
     indexed_lse,
+    labelled_pairs,
     pairwise_lse,
     prepare_rows,
     sample_pixels,
@@ -17,6 +18,7 @@ from action_kernels.backends.triton.device import unavailable
 
 __all__ = [
     "indexed_lse",
+    "labelled_pairs",
     "pairwise_lse",
     "prepare_rows",
     "sample_pixels",

@@ -14,8 +14,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from action_kernels.backends.triton.device import as_bytes, launch
+from action_kernels.backends.triton import tuning
+from action_kernels.backends.triton.device import (
+    Target,
+    as_bytes,
+    launch,
+    product_precision,
+    target_of,
+)
 from action_kernels.backends.triton.tuning import TERMS, RowTiles
+
+
+def served(rows: Tensor) -> bool:
+    """Whether rows of this dim and precision fit a kernel; the reference takes the others."""
+    return rows.shape[1] <= tuning.largest_dim(rows.element_size(), product_precision(rows))
+
+
+def tiling_of(rows: Tensor) -> tuple[Target, int, int, str]:
+    """What the rules of tiles go by."""
+    return target_of(rows), rows.shape[1], rows.element_size(), product_precision(rows)
 
 
 @triton.jit

@@ -1,0 +1,504 @@
+"""`labelled_lse` and `pairwise_softplus`: tiles of pairs in the order of their classes (`classes`).
+
+Two kernels, forward and backward, each compiled for the one op and the other (SOFTPLUS). Both are
+row-owned: no atomics, the same result every time. A pair's exponent is x = multiplier · a·k, for
+`pairwise_softplus` offset + x; a row's sum is Σ e^x, with a running maximum or (FIXED: rows of norm 1
+and a small scale) without, or Σ log(1 + e^x).
+
+Backward a pair weighs G = w_i e^(x − lse_i) or w_i σ(x + offset_i), and the same with j where both rows
+are anchors.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from action_kernels.backends.reference import labelled_lse as reference_lse
+from action_kernels.backends.reference import pairwise_softplus as reference_softplus
+from action_kernels.backends.triton import tuning
+from action_kernels.backends.triton.classes import (
+    STEPS,
+    VISIT,
+    ByClass,
+    all_count,
+    pairs_that_count,
+    relate,
+    visited_tile,
+)
+from action_kernels.backends.triton.device import launch, product_precision, target_of
+from action_kernels.backends.triton.products import add_product, product
+from action_kernels.backends.triton.tiles import load_rows, served, tiling_of
+from action_kernels.ops.registry import register
+from action_kernels.ops.relation import LabelledPairs
+
+DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
+LOG2_E = math.log2(math.e)
+LARGEST_PARTIAL = 32 << 20  # bytes of partial gradients, where few rows leave processors idle
+LARGEST_FIXED_EXPONENT = 63.0  # 2^±63: products of two and sums of 2^40 stay within float32
+LARGEST_HALF = 16384.0  # of float16 weights: the sum of two stays below 65504
+
+
+@triton.jit
+def _forward_kernel(
+    anchors,
+    keys,
+    first,
+    length,
+    visits,
+    order,
+    offsets,  # (padded anchors,), if SOFTPLUS
+    result,  # (splits, anchors), in their original order
+    count,
+    key_count,
+    splits,
+    multiplier,
+    DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    SELF: tl.constexpr,
+    SAME: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    FIXED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # type: ignore[no-untyped-def]
+    block = tl.program_id(0)
+    split = tl.program_id(1)
+    start = block * ROWS
+    rows = start + tl.arange(0, ROWS)
+    visit = visits + block * VISIT
+    row_first = tl.load(first + rows)
+    row_length = tl.load(length + rows)
+    a = load_rows(anchors, start, 0, ROWS, DIM, DIM)
+    offset = tl.zeros((ROWS,), tl.float32)
+    if SOFTPLUS:
+        offset = tl.load(offsets + rows)
+    steps = tl.load(visit + STEPS)
+    share = tl.cdiv(steps, splits)
+    maximum = tl.full((ROWS,), 0.0 if FIXED or SOFTPLUS else float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    for step in range(split * share, tl.minimum((split + 1) * share, steps)):
+        key_start = visited_tile(visit, step) * KEYS
+        columns = key_start + tl.arange(0, KEYS)
+        k = load_rows(keys, key_start, 0, KEYS, DIM, DIM)
+        x = product(a, tl.trans(k), PRECISION) * multiplier + offset[:, None]
+        if not all_count(visit, start, key_start, key_count, SAME, SELF, ROWS, KEYS):
+            counts = pairs_that_count(
+                visit, row_first, row_length, rows, columns, key_count, SAME, SELF
+            )
+            x = tl.where(counts, x, float("-inf"))
+        if SOFTPLUS:
+            total += tl.sum(_softplus(x), 1)
+        elif FIXED:
+            total += tl.sum(tl.exp2(x), 1)
+        else:
+            new = tl.maximum(maximum, tl.max(x, 1))
+            shift = tl.where(new == float("-inf"), 0.0, new)
+            total = total * tl.exp(maximum - shift) + tl.sum(tl.exp(x - shift[:, None]), 1)
+            maximum = new
+    value = total
+    if not SOFTPLUS:
+        value = maximum + tl.log(total)
+    value = tl.where(row_first >= 0, value, 0.0)
+    place = tl.load(order + rows, mask=rows < count, other=0)
+    tl.store(result + tl.cast(split, tl.int64) * count + place, value, mask=rows < count)
+
+
+@triton.jit
+def _softplus(x):  # type: ignore[no-untyped-def]
+    """log(1 + e^x) = max(x, 0) + log(1 + e^−|x|), the logarithm by a polynomial of relative error 2e-7."""
+    e = tl.exp(-tl.abs(x))
+    p = e * 0.0051261 - 0.02907406
+    p = p * e + 0.07751609
+    p = p * e - 0.13602248
+    p = p * e + 0.19076881
+    p = p * e - 0.24835399
+    p = p * e + 0.33318122
+    p = p * e - 0.49999445
+    p = p * e + 1.0
+    return tl.where(x > 0.0, x, 0.0) + e * p
+
+
+@triton.jit
+def _backward_kernel(
+    own,
+    other,
+    first,
+    length,
+    visits,
+    order,
+    own_shift,  # (padded rows,) lse or offsets, if OWN_TERM (and not FIXED)
+    own_weight,  # if OWN_TERM
+    other_shift,  # likewise of the others, if OTHER_TERM
+    other_weight,
+    unit,  # (1,) what the sums of weighted rows are to be multiplied by
+    gradient,  # (splits, rows, COLUMNS), in their original order
+    row_sums,  # (splits, rows) Σ σ, if SUMS
+    count,
+    other_count,
+    splits,
+    multiplier,
+    COLUMNS: tl.constexpr,
+    DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    OWN_TERM: tl.constexpr,
+    OTHER_TERM: tl.constexpr,
+    SAME: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    FIXED: tl.constexpr,
+    SUMS: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # type: ignore[no-untyped-def]
+    SELF: tl.constexpr = OWN_TERM and OTHER_TERM
+    WIDTH: tl.constexpr = DIM // PARTS
+    block = tl.program_id(0)
+    split = tl.program_id(1)
+    start = block * ROWS
+    first_column = tl.program_id(2) * WIDTH
+    rows = start + tl.arange(0, ROWS)
+    visit = visits + block * VISIT
+    row_first = tl.load(first + rows)
+    row_length = tl.load(length + rows)
+    a = load_rows(own, start, first_column, ROWS, WIDTH, DIM)
+    a_rest = a
+    if PARTS == 2:
+        a_rest = load_rows(own, start, WIDTH - first_column, ROWS, WIDTH, DIM)
+    a_shift = tl.zeros((ROWS,), tl.float32)
+    a_weight = tl.zeros((ROWS,), tl.float32)
+    if OWN_TERM:
+        a_weight = tl.load(own_weight + rows)
+        if not FIXED:
+            a_shift = tl.load(own_shift + rows)
+    steps = tl.load(visit + STEPS)
+    share = tl.cdiv(steps, splits)
+    total = tl.zeros((ROWS, WIDTH), tl.float32)
+    sums = tl.zeros((ROWS,), tl.float32)
+    for step in range(split * share, tl.minimum((split + 1) * share, steps)):
+        other_start = visited_tile(visit, step) * KEYS
+        columns = other_start + tl.arange(0, KEYS)
+        b = load_rows(other, other_start, first_column, KEYS, WIDTH, DIM)
+        x = product(a, tl.trans(b), PRECISION)
+        if PARTS == 2:
+            b_rest = load_rows(other, other_start, WIDTH - first_column, KEYS, WIDTH, DIM)
+            x = add_product(x, a_rest, tl.trans(b_rest), PRECISION)
+        x *= multiplier
+        e = tl.zeros((ROWS, KEYS), tl.float32)
+        if FIXED:
+            weight = a_weight[:, None]
+            if OTHER_TERM:
+                weight = weight + tl.load(other_weight + columns)[None, :]
+            g = tl.exp2(x) * weight
+        else:
+            if OWN_TERM:
+                e = _slope(x, a_shift[:, None], SOFTPLUS)
+            g = e * a_weight[:, None]
+            if OTHER_TERM:
+                b_shift = tl.load(other_shift + columns)
+                b_weight = tl.load(other_weight + columns)
+                g += _slope(x, b_shift[None, :], SOFTPLUS) * b_weight[None, :]
+        if not all_count(visit, start, other_start, other_count, SAME, SELF, ROWS, KEYS):
+            counts = pairs_that_count(
+                visit, row_first, row_length, rows, columns, other_count, SAME, SELF
+            )
+            g = tl.where(counts, g, 0.0)
+            if SUMS:
+                e = tl.where(counts, e, 0.0)
+        if SUMS:
+            sums += tl.sum(e, 1)
+        total = add_product(total, g.to(b.dtype), b, PRECISION)
+    takes_part = row_first >= 0
+    total = tl.where(takes_part[:, None], total * tl.load(unit), 0.0)
+    place = tl.load(order + rows, mask=rows < count, other=0)
+    inside = rows < count
+    out_columns = first_column + tl.arange(0, WIDTH)
+    first_row = tl.cast(split, tl.int64) * count
+    position = gradient + (first_row + place)[:, None] * COLUMNS + out_columns[None, :]
+    total = total.to(gradient.dtype.element_ty)
+    tl.store(position, total, mask=inside[:, None] & (out_columns < COLUMNS)[None, :])
+    if SUMS and tl.program_id(2) == 0:
+        tl.store(row_sums + first_row + place, tl.where(takes_part, sums, 0.0), mask=inside)
+
+
+@triton.jit
+def _slope(x, shift, SOFTPLUS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Of a row's value in the exponent x: e^(x − lse), or σ(x + offset)."""
+    if SOFTPLUS:
+        return 1.0 / (1.0 + tl.exp(-(x + shift)))
+    else:  # a `return` of its own: the two are never compiled together  # noqa: RET505
+        return tl.exp(x - shift)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Anchors, with what their values and the values' gradient give each row, or keys, without."""
+
+    values: Tensor
+    classes: ByClass
+    shift: Tensor | None = None  # lse or offsets
+    weight: Tensor | None = None
+
+    def terms(self, tile: int) -> tuple[Tensor | None, Tensor | None]:
+        if self.shift is None or self.weight is None:
+            return None, None
+        return self.classes.terms(self.shift, tile), self.classes.terms(self.weight, tile)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How the kernels are compiled and what they multiply products of rows by."""
+
+    same: bool
+    softplus: bool
+    fixed: bool
+    multiplier: float
+
+    def constants(self) -> dict[str, bool]:
+        return {"SAME": self.same, "SOFTPLUS": self.softplus, "FIXED": self.fixed}
+
+
+def _lse_form(rows: LabelledPairs, scale: float, normalized: bool) -> _Form:
+    fixed = normalized and scale * LOG2_E <= LARGEST_FIXED_EXPONENT
+    return _Form(rows.relation == "same", False, fixed, scale * LOG2_E if fixed else scale)
+
+
+def _softplus_form(rows: LabelledPairs, scale: float) -> _Form:
+    same = rows.relation == "same"
+    return _Form(same, True, False, -scale if same else scale)
+
+
+def _sides(rows: LabelledPairs) -> tuple[_Side, _Side]:
+    """Anchors and keys; the same object where the anchors are their own keys."""
+    anchors = _Side(rows.anchors, ByClass.of(rows.labels))
+    if rows.keys is None or rows.key_labels is None:
+        return anchors, anchors
+    return anchors, _Side(rows.keys, ByClass.of(rows.key_labels))
+
+
+def _values(rows: LabelledPairs, form: _Form, offsets: Tensor | None) -> Tensor:
+    """The sums of all anchors, a row for each split of the keys: (splits, n)."""
+    anchors, keys = _sides(rows)
+
+    def run(tiles: tuning.Tiles) -> Tensor:
+        return _sum_pairs(anchors, keys, form, offsets, tiles)
+
+    candidates = tuning.forward_candidates(*tiling_of(rows.anchors))
+    key = ("labelled_pairs", form, len(rows.anchors).bit_length(), *tiling_of(rows.anchors))
+    return run(tuning.choose(key, candidates, run))
+
+
+def _sum_pairs(
+    anchors: _Side, keys: _Side, form: _Form, offsets: Tensor | None, tiles: tuning.Tiles
+) -> Tensor:
+    a = anchors.classes.rows(anchors.values, tiles.rows)
+    k = a if keys is anchors else keys.classes.rows(keys.values, tiles.keys)
+    relation = relate(anchors.classes, keys.classes, form.same, tiles)
+    count, blocks = len(anchors.values), len(relation.visits)
+    splits = tuning.splits(blocks, len(k) // tiles.keys, target_of(a).processors)
+    result = torch.empty((splits, count), dtype=torch.float32, device=a.device)
+    launch(
+        _forward_kernel,
+        (blocks, splits),
+        tiles,
+        a,
+        k,
+        relation.first,
+        relation.length,
+        relation.visits,
+        anchors.classes.order,
+        None if offsets is None else anchors.classes.terms(offsets, tiles.rows),
+        result,
+        count,
+        len(keys.values),
+        splits,
+        form.multiplier,
+        DIM=a.shape[1],
+        ROWS=tiles.rows,
+        KEYS=tiles.keys,
+        SELF=keys is anchors,
+        PRECISION=product_precision(a),
+        **form.constants(),
+    )
+    return result
+
+
+def _gradient(
+    own: _Side, other: _Side, form: _Form, scale: float, with_sums: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradient of the `own` rows, and Σ σ of each if asked for (else nothing)."""
+
+    def run(tiles: tuning.Tiles) -> tuple[Tensor, Tensor]:
+        return _weigh_pairs(own, other, form, scale, with_sums, tiles)
+
+    candidates = tuning.backward_candidates(*tiling_of(own.values))
+    key = ("labelled_pairs backward", form, len(own.values).bit_length(), *tiling_of(own.values))
+    return run(tuning.choose(key, candidates, run))
+
+
+def _weigh_pairs(
+    own: _Side, other: _Side, form: _Form, scale: float, with_sums: bool, tiles: tuning.Tiles
+) -> tuple[Tensor, Tensor]:
+    values = own.values
+    a = own.classes.rows(values, tiles.rows)
+    b = a if own is other else other.classes.rows(other.values, tiles.keys)
+    relation = relate(own.classes, other.classes, form.same, tiles)
+    own_shift, own_weight = own.terms(tiles.rows)
+    other_shift, other_weight = own_shift, own_weight
+    if own is not other:
+        other_shift, other_weight = other.terms(tiles.keys)
+    (count, dim), blocks = values.shape, len(relation.visits)
+    most = max(1, LARGEST_PARTIAL // (4 * values.numel()))
+    processors = target_of(values).processors
+    splits = tuning.splits(blocks * tiles.parts, len(b) // tiles.keys, processors, most)
+    shape = (splits, count) if with_sums else (0,)
+    sums = torch.empty(shape, dtype=torch.float32, device=values.device)
+    partial = torch.empty(
+        (splits, count, dim), dtype=values.dtype if splits == 1 else torch.float32, device=a.device
+    )
+    weight = own_weight if own_weight is not None else other_weight
+    assert weight is not None
+    unit = _unit(weight, values.dtype)
+    if values.dtype == torch.float16:
+        own_weight = None if own_weight is None else own_weight / unit
+        other_weight = None if other_weight is None else other_weight / unit
+    launch(
+        _backward_kernel,
+        (blocks, splits, tiles.parts),
+        tiles,
+        a,
+        b,
+        relation.first,
+        relation.length,
+        relation.visits,
+        own.classes.order,
+        own_shift,
+        own_weight,
+        other_shift,
+        other_weight,
+        unit * (-scale if form.softplus and form.same else scale),
+        partial,
+        sums if with_sums else None,
+        count,
+        len(other.values),
+        splits,
+        form.multiplier,
+        COLUMNS=dim,
+        DIM=a.shape[1],
+        ROWS=tiles.rows,
+        KEYS=tiles.keys,
+        OWN_TERM=own.weight is not None,
+        OTHER_TERM=other.weight is not None,
+        SUMS=with_sums,
+        PARTS=tiles.parts,
+        PRECISION=product_precision(a),
+        **form.constants(),
+    )
+    gradient = partial[0] if splits == 1 else partial.sum(0).to(values.dtype)
+    return gradient, sums.sum(0)
+
+
+def _unit(weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """(1,) what weights are counted in: for float16 such that the largest is `LARGEST_HALF`."""
+    if dtype != torch.float16:
+        return torch.ones(1, dtype=torch.float32, device=weights.device)
+    return weights.abs().amax(0, keepdim=True).clamp(min=1e-30) / LARGEST_HALF
+
+
+def _gradients(
+    rows: LabelledPairs,
+    form: _Form,
+    scale: float,
+    shift: Tensor,
+    weight: Tensor,
+    need_anchors: bool,
+    need_keys: bool,
+    need_sums: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of anchors and keys, and the anchors' Σ σ; nothing for what is not asked for."""
+    anchors, keys = _sides(rows)
+    self_ = keys is anchors
+    anchors = _Side(anchors.values, anchors.classes, shift, weight)
+    nothing = torch.empty(0, dtype=rows.anchors.dtype, device=rows.anchors.device)
+    grad_anchors, grad_keys, sums = nothing, nothing.clone(), nothing.float()
+    if need_anchors or need_sums:
+        grad_anchors, sums = _gradient(anchors, anchors if self_ else keys, form, scale, need_sums)
+    if need_keys and not self_:
+        grad_keys, _ = _gradient(keys, anchors, form, scale, with_sums=False)
+    return grad_anchors if need_anchors else nothing, grad_keys, sums
+
+
+def _nothing_to_do(rows: LabelledPairs) -> bool:
+    """Whether there is no pair, or rows are wider than a kernel takes: left to the reference."""
+    empty = rows.anchors.shape[0] == 0 or (rows.keys is not None and rows.keys.shape[0] == 0)
+    return empty or not served(rows.anchors)
+
+
+@register("labelled_lse_forward", backend="triton", dtypes=DTYPES)
+def labelled_lse_forward(rows: LabelledPairs, scale: float, normalized: bool) -> Tensor:
+    if _nothing_to_do(rows):
+        return reference_lse.labelled_lse_forward(rows, scale, normalized)
+    parts = _values(rows, _lse_form(rows, scale, normalized), None)
+    return parts[0] if len(parts) == 1 else parts.logsumexp(0).where(rows.labels >= 0, 0)
+
+
+@register("labelled_lse_backward", backend="triton", dtypes=DTYPES)
+def labelled_lse_backward(
+    rows: LabelledPairs,
+    scale: float,
+    normalized: bool,
+    grad_lse: Tensor,
+    lse: Tensor,
+    need_anchors: bool,
+    need_keys: bool,
+) -> tuple[Tensor, Tensor]:
+    if _nothing_to_do(rows):
+        return reference_lse.labelled_lse_backward(
+            rows, scale, normalized, grad_lse, lse, need_anchors, need_keys
+        )
+    form = _lse_form(rows, scale, normalized and rows.keys is None)
+    has_pair = lse != -torch.inf  # true for NaN, which is passed on
+    weight, shift = grad_lse.where(has_pair, 0), lse.where(has_pair, 0)
+    if form.fixed:
+        weight = weight * (-shift).exp()
+    return _gradients(rows, form, scale, shift, weight, need_anchors, need_keys, False)[:2]
+
+
+@register("pairwise_softplus_forward", backend="triton", dtypes=DTYPES)
+def pairwise_softplus_forward(rows: LabelledPairs, offsets: Tensor, scale: float) -> Tensor:
+    if _nothing_to_do(rows):
+        return reference_softplus.pairwise_softplus_forward(rows, offsets, scale)
+    return _values(rows, _softplus_form(rows, scale), offsets).sum(0)
+
+
+@register("pairwise_softplus_backward", backend="triton", dtypes=DTYPES)
+def pairwise_softplus_backward(
+    rows: LabelledPairs,
+    offsets: Tensor,
+    scale: float,
+    grad: Tensor,
+    need_anchors: bool,
+    need_keys: bool,
+    need_offsets: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if _nothing_to_do(rows):
+        return reference_softplus.pairwise_softplus_backward(
+            rows, offsets, scale, grad, need_anchors, need_keys, need_offsets
+        )
+    *gradients, sums = _gradients(
+        rows,
+        _softplus_form(rows, scale),
+        scale,
+        offsets,
+        grad,
+        need_anchors,
+        need_keys,
+        need_offsets,
+    )
+    grad_offsets = (sums * grad).where(rows.labels >= 0, 0) if need_offsets else sums
+    return gradients[0], gradients[1], grad_offsets

@@ -1,0 +1,73 @@
+"""NT-Xent over labels, with one positive in each denominator, by `labelled_lse` and `pairwise_softplus`."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from action_kernels.autocast import outside_autocast
+from action_kernels.losses.scale import logit_scale
+from action_kernels.losses.supervised import supervised_inputs
+from action_kernels.ops import labelled_lse, pairwise_softplus
+
+
+@outside_autocast
+def multi_positive_nt_xent_loss(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float | Tensor = 0.1,
+    num_classes: int | None = None,
+    keys: Tensor | None = None,
+    key_labels: Tensor | None = None,
+    mask: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    ignore_index: int = -1,
+    normalize: bool = True,
+    weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    mean_over: str = "anchors",
+    reduction: str = "mean",
+) -> Tensor:
+    """NT-Xent with several positives, each against the negatives alone, in O((n + m) · d) memory.
+
+    ``1/|P(i)| Σ_{p ∈ P(i)} −log( exp(s_ip) / (exp(s_ip) + Σ_{j ∈ N(i)} exp(s_ij)) )`` per anchor, with
+    s = φ_i · (·) / τ, φ_i the unit feature of pixel i, P(i) the keys of the anchor's label and N(i)
+    those of other labels: unlike in `supcon_loss`, the other positives are in no denominator. 0 for an
+    anchor without a positive or without a negative. Without `keys` the keys are all other pixels.
+
+    This is the pixel contrast of ContrastiveSeg (Wang et al. 2021, eq. 3), and
+    ``pytorch_metric_learning.losses.NTXentLoss`` over labels with ``mean_over="pairs"``.
+
+    Args:
+        features, labels, temperature, num_classes, keys, key_labels, mask, key_mask, ignore_index,
+            normalize, weight, sample_weight, reduction: as in `supcon_loss`.
+        mean_over: ``"anchors"``, all that take part; those ``"with_positives"``; or ``"pairs"``, all
+            (anchor, positive), so that an anchor counts as often as it has positives.
+
+    Returns:
+        float32 (float64 for float64 features), a scalar unless ``reduction="none"``; ≥ 0.
+
+    Raises:
+        TypeError, ValueError: naming the argument that does not fit. Values are looked at on the CPU
+            only, where looking does not wait for a device; elsewhere the result is then NaN.
+    """
+    inputs = supervised_inputs(
+        features, labels, num_classes=num_classes, keys=keys, key_labels=key_labels, mask=mask,
+        key_mask=key_mask, ignore_index=ignore_index, normalize=normalize, weight=weight,
+        sample_weight=sample_weight, mean_over=mean_over, reduction=reduction,
+    )  # fmt: skip
+    anchors, others = inputs.anchors, inputs.keys
+    keys, key_labels = (None, None) if others is None else (others.rows, others.labels)
+    scale = logit_scale("temperature", temperature, anchors.rows)
+    negatives = labelled_lse(
+        anchors.rows, keys, labels=anchors.labels, key_labels=key_labels, scale=scale,
+        relation="different", normalized=normalize,
+    )  # fmt: skip
+    # log(1 + exp(N_i − s_ip)): the fraction's logarithm, divided through by exp(s_ip)
+    sums = pairwise_softplus(
+        anchors.rows, keys, labels=anchors.labels, key_labels=key_labels, offsets=negatives,
+        scale=scale, relation="same",
+    )  # fmt: skip
+    counts = inputs.positive_counts()
+    values = sums / anchors.of_own_class(counts).clamp(min=1)
+    return inputs.reduce(values, reduction, mean_over, counts)

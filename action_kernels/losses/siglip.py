@@ -1,0 +1,88 @@
+"""SigLIP's sigmoid loss by `pairwise_softplus`."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from action_kernels.autocast import outside_autocast
+from action_kernels.losses.reduction import REDUCTIONS, reduce
+from action_kernels.losses.scale import logit_scale
+from action_kernels.ops import checks, pairwise_softplus
+from action_kernels.ops.pairwise_lse import accumulation_dtype
+from action_kernels.ops.prepare_rows import prepare_rows
+from action_kernels.pixels import key_rows
+
+
+@outside_autocast
+def siglip_loss(
+    image: Tensor,
+    text: Tensor,
+    *,
+    temperature: float | Tensor = 0.1,
+    bias: float | Tensor = -10.0,
+    normalize: bool = True,
+    reduction: str = "mean",
+) -> Tensor:
+    """Sigmoid loss of image-text pairs (Zhai et al. 2023, SigLIP), in O((n + m) · d) memory.
+
+    ``Σ_j −log σ(z_ij (s_ij + b))`` per image, with s_ij = image_i · text_j / τ, z_ii = 1 and else
+    z_ij = −1: every pair is a binary decision of its own. Texts beyond the n-th are negatives of all
+    images, such as those of other processes.
+
+    Args:
+        image: (n, d), float16 to float64.
+        text: (m, d), m ≥ n; text i belongs to image i. Gradients go to both.
+        temperature: τ > 0, a number or a 0-d tensor, which gets a gradient if it asks for one; SigLIP's
+            t is 1 / τ, learned as its logarithm and 10 at first: ``(-log_t).exp()``.
+        bias: b, a number or a 0-d tensor, which gets a gradient if it asks for one.
+        normalize: L2-normalise both.
+        reduction: ``"mean"`` over the images (each a sum over all texts, as published), ``"sum"``, or
+            ``"none"`` (n,).
+
+    Returns:
+        float32 (float64 for float64 inputs), a scalar unless ``reduction="none"``; ≥ 0.
+
+    Raises:
+        TypeError, ValueError: naming the argument that does not fit.
+    """
+    checks.check_choice("reduction", reduction, REDUCTIONS)
+    checks.check_matrix("image", image)
+    checks.check_matrix("text", text, image.shape[1])
+    checks.check_same_dtype(image=image, text=text)
+    n, m = image.shape[0], text.shape[0]
+    if m < n:
+        raise ValueError(f"text must hold one row an image, at least {n}, got {m}")
+    scale = logit_scale("temperature", temperature, image)
+    offset = _logit_bias(bias, image)
+    images = prepare_rows(image, normalize=normalize)
+    checks.check_finite("image", images)
+    texts = key_rows("text", text, images, normalize=normalize)
+    pairs = torch.arange(m, device=image.device)
+    others = pairwise_softplus(
+        images, texts, labels=pairs[:n], key_labels=pairs, offsets=offset.expand(n), scale=scale,
+        relation="different",
+    )  # fmt: skip
+    products = (images.to(offset.dtype) * texts[:n].to(offset.dtype)).sum(1)
+    own = -torch.nn.functional.logsigmoid(products * scale + offset)
+    return reduce(own + others, reduction, (n,))
+
+
+def _logit_bias(bias: float | Tensor, like: Tensor) -> Tensor:
+    """A 0-d tensor on the device of `like`, in the dtype of its sums."""
+    dtype = accumulation_dtype(like.dtype)
+    if isinstance(bias, Tensor):
+        checks.check_floating("bias", bias)
+        if bias.numel() != 1:
+            raise ValueError(
+                f"bias must be a number or a 0-d tensor, got shape {checks.shape_of(bias)}"
+            )
+        checks.check_finite("bias", bias)
+        return bias.reshape(()).to(like.device, dtype)
+    if isinstance(bias, bool) or not isinstance(bias, (int, float)):
+        raise TypeError(f"bias must be a number or a 0-d tensor, got {type(bias).__name__}")
+    if not -math.inf < bias < math.inf:
+        raise ValueError(f"bias must be finite, got {bias}")
+    return torch.full((), bias, dtype=dtype, device=like.device)
