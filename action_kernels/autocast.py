@@ -1,4 +1,4 @@
-"""Losses outside autocast: their sums are float32, their products keep the inputs' dtype."""
+"""Losses and kernels outside autocast: their sums are float32, their products keep the inputs' dtype."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
 
 
 def outside_autocast(loss: LossT) -> LossT:
-    """Run `loss` with autocast off on the device of its first tensor."""
+    """Run `loss` (or a kernel) with autocast off on the device of its first tensor."""
 
     @functools.wraps(loss)
     def wrapper(*args: object, **kwargs: object) -> Tensor:
@@ -32,8 +32,10 @@ def outside_autocast(loss: LossT) -> LossT:
 
 
 def _device_type(given: tuple[object, ...]) -> str:
-    """Of the first tensor. A loop: torch.compile of torch 2.6 has no `next` with a default."""
+    """Of the first tensor, also in a tuple. A loop: torch.compile of torch 2.6 has no `next` with a default."""
     for value in given:
         if isinstance(value, Tensor):
             return value.device.type
+        if isinstance(value, tuple) and any(isinstance(item, Tensor) for item in value):
+            return _device_type(value)
     return "cpu"

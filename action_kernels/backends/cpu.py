@@ -16,7 +16,7 @@ import ctypes
 import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from action_kernels.ops.prepare_rows import row_count
 from action_kernels.ops.registry import register
 from action_kernels.ops.relation import LabelledPairs
 from action_kernels.ops.sample_pixels import Draw
+from action_kernels.ops.sampled_features import empty_map
 
 LIBRARY = "libaction_kernels_cpu.so"
 HEADER = c_header.read("action_kernels.h")
@@ -450,3 +451,91 @@ def sample_pixels(draw: Draw) -> tuple[Tensor, Tensor]:
     )  # fmt: skip
     _check(status, "sample_pixels")
     return index, counts
+
+
+def _describe_neighbourhoods(
+    index: Tensor, shape: Sequence[int], size: Sequence[int], dtype: torch.dtype
+) -> ctypes.Structure:
+    axes = len(size)
+    first = (1,) * (3 - axes)
+    coarse, fine = _numbers(*first, *shape[2:]), _numbers(*first, *size)
+    described: ctypes.Structure = _struct["ak_neighbourhoods"](
+        index=index.data_ptr(),
+        count=index.shape[0],
+        batch=shape[0],
+        channels=shape[1],
+        coarse=ctypes.addressof(coarse),
+        fine=ctypes.addressof(fine),
+        axes=axes,
+        dtype=DTYPES[dtype],
+    )
+    described.kept_alive = coarse, fine
+    return described
+
+
+def _numbers(*values: int) -> Any:
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+@register("sampled_features_forward", backend="cpu", dtypes=frozenset(DTYPES))
+def sampled_features_forward(features: Tensor, index: Tensor, size: Sequence[int]) -> Tensor:
+    axes, index = len(size), index.contiguous()
+    shape = (index.shape[0], 3**axes, features.shape[1])
+    out = torch.empty(shape, dtype=features.dtype)
+    if features.numel() == 0:
+        return out.zero_()
+    what = _describe_neighbourhoods(index, features.shape, size, features.dtype)
+    image, channel, *steps = features.stride()
+    strides = _numbers(image, channel, *(0,) * (3 - axes), *steps)
+    status = _kernels().ak_cpu_sampled_features_forward(
+        ctypes.byref(what), features.data_ptr(), ctypes.addressof(strides), out.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    _check(status, "sampled_features")
+    return out
+
+
+@register("sampled_features_backward", backend="cpu", dtypes=frozenset(DTYPES))
+def sampled_features_backward(
+    grad_neighbourhoods: Tensor,
+    index: Tensor,
+    shape: Sequence[int],
+    size: Sequence[int],
+    channels_last: bool,
+) -> Tensor:
+    grad, index = grad_neighbourhoods.contiguous(), index.contiguous()
+    threads = torch.get_num_threads()
+    gradient = empty_map(grad, shape, channels_last)
+    if gradient.numel() == 0:
+        return gradient
+    what = ctypes.byref(_describe_neighbourhoods(index, shape, size, grad.dtype))
+    bytes_needed = _kernels().ak_cpu_sampled_features_workspace(what, threads)
+    _check(-min(bytes_needed, 0), "sampled_features backward")
+    workspace = _workspace(bytes_needed)
+    status = _kernels().ak_cpu_sampled_features_backward(
+        what, grad.data_ptr(), int(channels_last), gradient.data_ptr(), threads,
+        workspace.data_ptr(), bytes_needed,
+    )  # fmt: skip
+    _check(status, "sampled_features backward")
+    return gradient
+
+
+@register("indexed_lse", backend="cpu", dtypes=frozenset(DTYPES))
+def indexed_lse(
+    queries: Tensor, bank: Tensor, index: Tensor, scale: float, with_mean: bool
+) -> tuple[Tensor, Tensor]:
+    queries, bank = _with_contiguous_rows(queries), _with_contiguous_rows(bank)
+    index, threads = index.contiguous(), torch.get_num_threads()
+    lse = torch.empty(queries.shape[0], dtype=torch.float32)
+    mean = torch.empty(queries.shape if with_mean else (0,), dtype=torch.float32)
+    rows = ctypes.byref(_describe(queries, None)), ctypes.byref(_describe(bank, None))
+    dim, (runs, columns) = queries.shape[1], index.shape
+    size = _kernels().ak_cpu_indexed_lse_workspace(*rows, dim, runs, columns, threads)
+    _check(-min(size, 0), "indexed_lse")
+    workspace = _workspace(size)
+    status = _kernels().ak_cpu_indexed_lse(
+        *rows, dim, index.data_ptr(), runs, columns, scale, lse.data_ptr(),
+        mean.data_ptr() if with_mean else None, threads, workspace.data_ptr(), size,
+    )  # fmt: skip
+    _check(status, "indexed_lse")
+    return lse, mean

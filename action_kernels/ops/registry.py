@@ -19,6 +19,8 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 
+from action_kernels.autocast import outside_autocast
+
 Kernel = Callable[..., Any]
 KernelT = TypeVar("KernelT", bound=Kernel)
 
@@ -64,10 +66,13 @@ def declare(
 def register(
     op: str, backend: str, dtypes: frozenset[torch.dtype] | None = None
 ) -> Callable[[KernelT], KernelT]:
-    """Register the decorated function as the kernel of `op` in `backend`, for `dtypes` (None: all)."""
+    """Register the decorated function as the kernel of `op` in `backend`, for `dtypes` (None: all).
+
+    It runs with autocast off: a kernel chooses its own precision, also in a backward pass under autocast.
+    """
 
     def add(function: KernelT) -> KernelT:
-        _kernels[op, backend] = _Registration(function, dtypes)
+        _kernels[op, backend] = _Registration(outside_autocast(function), dtypes)
         return function
 
     return add

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from action_kernels.ops import checks, declare, registry
 
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 
 def sampled_features(features: Tensor, index: Tensor, size: Sequence[int]) -> Tensor:
     """What a 3×3(×3) convolution would read at the pixels `index` of the upsampled map.
@@ -69,21 +71,33 @@ def _(features: Tensor, index: Tensor, size: Sequence[int]) -> Tensor:
 
 @declare.op("sampled_features_backward")
 def _backward(
-    grad_neighbourhoods: Tensor, index: Tensor, shape: Sequence[int], size: Sequence[int]
+    grad_neighbourhoods: Tensor,
+    index: Tensor,
+    shape: Sequence[int],
+    size: Sequence[int],
+    channels_last: bool,
 ) -> Tensor:
-    """The adjoint: the gradient of a map of `shape` (contiguous), in the gradient's dtype."""
+    """The adjoint: the gradient of a map of `shape`, in the gradient's dtype; contiguous, or channels-last."""
     kernel = registry.resolve("sampled_features_backward", grad_neighbourhoods)
-    gradient: Tensor = kernel(grad_neighbourhoods, index, shape, size)
+    gradient: Tensor = kernel(grad_neighbourhoods, index, shape, size, channels_last)
     return gradient
 
 
 @_backward.fake
 def _(
-    grad_neighbourhoods: Tensor, index: Tensor, shape: Sequence[int], size: Sequence[int]
+    grad_neighbourhoods: Tensor,
+    index: Tensor,
+    shape: Sequence[int],
+    size: Sequence[int],
+    channels_last: bool,
 ) -> Tensor:
-    return torch.empty(
-        list(shape), dtype=grad_neighbourhoods.dtype, device=grad_neighbourhoods.device
-    )
+    return empty_map(grad_neighbourhoods, shape, channels_last)
+
+
+def empty_map(like: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
+    """A map of `shape` (B, C, *size) that is not filled in, contiguous or channels-last."""
+    layout = CHANNELS_LAST[len(shape)] if channels_last else torch.contiguous_format
+    return torch.empty(list(shape), dtype=like.dtype, device=like.device, memory_format=layout)
 
 
 @_forward.differentiable
@@ -93,13 +107,20 @@ class _Differentiable(torch.autograd.Function):
         features, index, ctx.size = arguments
         ctx.save_for_backward(index)
         ctx.shape = features.shape
+        # What else flows back to the features has their layout; adding one of another costs more than this op.
+        ctx.channels_last = not features.is_contiguous() and features.is_contiguous(
+            memory_format=CHANNELS_LAST[features.dim()]
+        )
         neighbourhoods: Tensor = _forward.below_autograd(*arguments)
         return neighbourhoods
 
     @staticmethod
     def backward(ctx: Any, grad_neighbourhoods: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         (index,) = ctx.saved_tensors
-        return _backward(grad_neighbourhoods, index, list(ctx.shape), ctx.size), None, None
+        gradient = _backward(
+            grad_neighbourhoods, index, list(ctx.shape), ctx.size, ctx.channels_last
+        )
+        return gradient, None, None
 
 
 _backward.without_second_derivative(of="sampled_features")

@@ -199,6 +199,43 @@ int start_sample_call(const ak_sampling* sampling, SampleCall* call) {
   return AK_OK;
 }
 
+bool is_empty(const ak_neighbourhoods& what) { return what.batch == 0 || what.channels == 0; }
+
+int start_features_call(const ak_neighbourhoods* what, int threads, FeaturesCall* call) {
+  if (!what) return AK_MISSING_POINTER;
+  if (what->count < 0 || what->batch < 0 || what->channels < 0) return AK_BAD_SHAPE;
+  if (what->axes != 2 && what->axes != 3) return AK_BAD_SHAPE;
+  if (!what->coarse || !what->fine) return AK_MISSING_POINTER;
+  for (int axis = 0; axis < 3; ++axis) {
+    if (what->coarse[axis] < 1 || what->fine[axis] < what->coarse[axis]) return AK_BAD_SHAPE;
+  }
+  if (what->axes == 2 && what->fine[0] != 1) return AK_BAD_SHAPE;
+  if (!is_dtype(what->dtype)) return AK_BAD_DTYPE;
+  if (what->count > 0 && !what->index) return AK_MISSING_POINTER;
+  *call = FeaturesCall{};
+  call->what = *what;
+  call->threads = threads < 1 ? 1 : threads;
+  return AK_OK;
+}
+
+int start_indexed_call(const ak_rows* queries, const ak_rows* bank, int64_t dim, int64_t runs, int64_t columns,
+                       int threads, IndexedCall* call) {
+  if (!queries || !bank) return AK_MISSING_POINTER;
+  if (int status = check_rows(*queries, dim)) return status;
+  if (int status = check_rows(*bank, dim)) return status;
+  if (runs < 0 || columns < 0) return AK_BAD_SHAPE;
+  if (runs == 0 ? queries->rows > 0 : queries->rows % runs != 0) return AK_BAD_SHAPE;
+  *call = IndexedCall{};
+  call->queries = *queries;
+  call->bank = *bank;
+  call->queries.mask = call->bank.mask = nullptr;
+  call->dim = dim;
+  call->runs = runs;
+  call->columns = columns;
+  call->threads = threads < 1 ? 1 : threads;
+  return AK_OK;
+}
+
 // Runs a kernel; the threads' runtime may throw where the system refuses it memory or threads.
 template <class Call>
 int run(void (*kernel)(const Call&), const Call& call) {
@@ -448,4 +485,65 @@ int ak_cpu_sample_pixels(const ak_sampling* sampling, int64_t* index, int64_t* c
   call.counts = counts;
   call.workspace = workspace;
   return run(table.sample_pixels, call);
+}
+
+int ak_cpu_sampled_features_forward(const ak_neighbourhoods* what, const void* features, const int64_t* strides,
+                                    void* out, int threads) {
+  FeaturesCall call;
+  if (int status = start_features_call(what, threads, &call)) return status;
+  if (is_empty(*what) || what->count == 0) return AK_OK;
+  if (!features || !strides || !out) return AK_MISSING_POINTER;
+  call.features = features;
+  for (int axis = 0; axis < 5; ++axis) call.strides[axis] = strides[axis];
+  call.out = out;
+  call.threads = usable_threads(call.threads);
+  return run(kernels().features_forward, call);
+}
+
+int64_t ak_cpu_sampled_features_workspace(const ak_neighbourhoods* what, int threads) {
+  FeaturesCall call;
+  if (int status = start_features_call(what, threads, &call)) return -status;
+  return is_empty(*what) ? 0 : kernels().features_workspace(call);
+}
+
+int ak_cpu_sampled_features_backward(const ak_neighbourhoods* what, const void* grad, int channels_last,
+                                     void* gradient, int threads, void* workspace, int64_t workspace_bytes) {
+  FeaturesCall call;
+  if (int status = start_features_call(what, threads, &call)) return status;
+  if (is_empty(*what)) return AK_OK;
+  const KernelTable& table = kernels();  // once: another thread may choose another one
+  if (!gradient || !workspace || (what->count > 0 && !grad)) return AK_MISSING_POINTER;
+  call.threads = usable_threads(call.threads);
+  if (table.features_workspace(call) > workspace_bytes) return AK_SMALL_WORKSPACE;
+  call.grad = grad;
+  call.gradient = gradient;
+  call.channels_last = channels_last != 0;
+  call.workspace = workspace;
+  return run(table.features_backward, call);
+}
+
+int64_t ak_cpu_indexed_lse_workspace(const ak_rows* queries, const ak_rows* bank, int64_t dim, int64_t runs,
+                                     int64_t columns, int threads) {
+  IndexedCall call;
+  if (int status = start_indexed_call(queries, bank, dim, runs, columns, threads, &call)) return -status;
+  return kernels().indexed_workspace(call);
+}
+
+int ak_cpu_indexed_lse(const ak_rows* queries, const ak_rows* bank, int64_t dim, const int64_t* index, int64_t runs,
+                       int64_t columns, double scale, float* lse, float* mean, int threads, void* workspace,
+                       int64_t workspace_bytes) {
+  IndexedCall call;
+  if (int status = start_indexed_call(queries, bank, dim, runs, columns, threads, &call)) return status;
+  if (!(std::isfinite(scale) && scale > 0)) return AK_BAD_SCALE;
+  if (queries->rows == 0) return AK_OK;
+  const KernelTable& table = kernels();  // once: another thread may choose another one
+  if (!lse || !workspace || (columns > 0 && !index)) return AK_MISSING_POINTER;
+  call.threads = usable_threads(call.threads);
+  if (table.indexed_workspace(call) > workspace_bytes) return AK_SMALL_WORKSPACE;
+  call.index = index;
+  call.scale = scale;
+  call.lse = lse;
+  call.mean = mean;
+  call.workspace = workspace;
+  return run(table.indexed_lse, call);
 }

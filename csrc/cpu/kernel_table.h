@@ -1,10 +1,12 @@
 // Every kernel of one instruction set, for its translation unit: a new kernel is entered here once.
 #pragma once
 
+#include "indexed_lse.h"
 #include "pairwise_lse.h"
 #include "pairwise_softplus.h"
 #include "prepare_rows.h"
 #include "sample_pixels.h"
+#include "sampled_features.h"
 
 namespace {
 
@@ -23,6 +25,11 @@ constexpr action_kernels::KernelTable kernel_table(const char* name) {
       prepare_backward<Vector>,
       sample_workspace,
       sample_pixels<Vector>,
+      features_forward<Vector>,
+      features_workspace,
+      features_backward<Vector>,
+      indexed_workspace<Vector>,
+      indexed_lse<Vector>,
   };
 }
 

@@ -57,6 +57,32 @@ struct SampleCall {
   void* workspace;
 };
 
+struct FeaturesCall {
+  ak_neighbourhoods what;
+  int64_t strides[5];    // forward: of features
+  const void* features;  // forward
+  void* out;             // forward
+  const void* grad;      // backward
+  void* gradient;        // backward
+  bool channels_last;    // of the gradient
+  int threads;
+  void* workspace;
+};
+
+struct IndexedCall {
+  ak_rows queries;
+  ak_rows bank;
+  int64_t dim;
+  const int64_t* index;
+  int64_t runs;
+  int64_t columns;
+  double scale;
+  float* lse;
+  float* mean;  // NULL if not wanted
+  int threads;
+  void* workspace;
+};
+
 struct KernelTable {
   const char* name;
   int64_t (*lse_workspace)(const LseCall&);
@@ -70,6 +96,11 @@ struct KernelTable {
   void (*prepare_backward)(const PrepareCall&);
   int64_t (*sample_workspace)(const SampleCall&);
   void (*sample_pixels)(const SampleCall&);
+  void (*features_forward)(const FeaturesCall&);
+  int64_t (*features_workspace)(const FeaturesCall&);
+  void (*features_backward)(const FeaturesCall&);
+  int64_t (*indexed_workspace)(const IndexedCall&);
+  void (*indexed_lse)(const IndexedCall&);
 };
 
 extern const KernelTable portable_kernels;

@@ -68,6 +68,12 @@ inline void load_floats(const void* data, int dtype, int64_t start, int64_t coun
   }
 }
 
+inline float load_float(const void* data, int dtype, int64_t place) {
+  if (dtype == AK_FLOAT32) return static_cast<const float*>(data)[place];
+  const uint16_t half = static_cast<const uint16_t*>(data)[place];
+  return dtype == AK_BFLOAT16 ? from_bfloat16(half) : from_float16(half);
+}
+
 inline void store_floats(const float* values, int64_t count, void* data, int dtype, int64_t start) {
   if (dtype == AK_FLOAT32) {
     std::memcpy(static_cast<float*>(data) + start, values, static_cast<size_t>(count) * sizeof(float));

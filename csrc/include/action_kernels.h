@@ -212,6 +212,51 @@ AK_API int64_t ak_cpu_sample_pixels_workspace(const ak_sampling* sampling);
 AK_API int ak_cpu_sample_pixels(const ak_sampling* sampling, int64_t* index, int64_t* counts, int threads,
                                 void* workspace, int64_t workspace_bytes);
 
+/* ---------------------------------------------------------------- CPU: sampled_features */
+
+/* Pixels of the map that results from upsampling a coarse one (linear in every axis, corners on corners), whose
+ * 3 x 3 (x 3) neighbourhoods are wanted. Two-dimensional maps have coarse[0] == fine[0] == 1. */
+typedef struct ak_neighbourhoods {
+  const int64_t* index; /* flat pixels in (batch, fine) order; outside of them: absent */
+  int64_t count;
+  int64_t batch;
+  int64_t channels;
+  const int64_t* coarse; /* sizes of the three axes */
+  const int64_t* fine;   /* none below coarse */
+  int32_t axes;    /* 2 or 3 */
+  int32_t dtype;   /* ak_dtype, of features, neighbourhoods and gradients */
+} ak_neighbourhoods;
+
+/* out (count, 3^axes, channels), contiguous: for every pixel and tap of a convolution's kernel (last axis fastest)
+ * the upsampled features; 0 beyond the border and for an absent pixel. `strides` of features, in elements: image,
+ * channel and the three axes; neighbouring channels one apart are the fast case. */
+AK_API int ak_cpu_sampled_features_forward(const ak_neighbourhoods* what, const void* features,
+                                           const int64_t* strides, void* out, int threads);
+
+/* Bytes of workspace for the backward pass. Negative: −ak_status. It depends on shapes and threads alone. */
+AK_API int64_t ak_cpu_sampled_features_workspace(const ak_neighbourhoods* what, int threads);
+
+/* The adjoint: gradient of the features from grad (count, 3^axes, channels), contiguous. Every element is written,
+ * in (batch, channels, coarse) order, or (batch, coarse, channels) if channels_last. Sums are float32, in the order
+ * of the index: the result does not depend on the thread count. */
+AK_API int ak_cpu_sampled_features_backward(const ak_neighbourhoods* what, const void* grad, int channels_last,
+                                            void* gradient, int threads, void* workspace, int64_t workspace_bytes);
+
+/* ---------------------------------------------------------------- CPU: indexed_lse */
+
+/* Bytes of workspace. Negative: −ak_status. It depends on the instruction set in use, shapes and threads. */
+AK_API int64_t ak_cpu_indexed_lse_workspace(const ak_rows* queries, const ak_rows* bank, int64_t dim, int64_t runs,
+                                            int64_t columns, int threads);
+
+/* lse[i] = log Σ_j exp(scale · queries_i · bank_{index[r, j]}), −inf where nothing is summed; and where mean is not
+ * NULL, mean (queries, dim) = Σ_j exp(scale · queries_i · bank_j − lse[i]) bank_j, 0 where nothing is summed.
+ * index (runs, columns) is contiguous, one outside of the bank is left out; runs divides the queries, and each run
+ * of queries->rows / runs consecutive ones has a row r. Masks are not used. The result does not depend on the
+ * thread count. */
+AK_API int ak_cpu_indexed_lse(const ak_rows* queries, const ak_rows* bank, int64_t dim, const int64_t* index,
+                              int64_t runs, int64_t columns, double scale, float* lse, float* mean, int threads,
+                              void* workspace, int64_t workspace_bytes);
+
 #ifdef __cplusplus
 }
 #endif

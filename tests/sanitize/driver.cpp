@@ -314,6 +314,110 @@ void check_sampling(int64_t batch, int64_t pixels, int64_t classes, int64_t samp
   ++failures;
 }
 
+// The upsampled neighbourhoods of every pixel of a map and of absent ones, and their adjoint, by their definition.
+void check_features(int64_t batch, int64_t channels, const std::vector<int64_t>& coarse,
+                    const std::vector<int64_t>& fine, bool channels_last, int threads, std::mt19937& random,
+                    const std::string& where) {
+  const int64_t axes = coarse[0] == 1 && fine[0] == 1 ? 2 : 3, taps = axes == 2 ? 9 : 27;
+  const int64_t cells = coarse[0] * coarse[1] * coarse[2], pixels = fine[0] * fine[1] * fine[2];
+  std::vector<int64_t> index;
+  const int64_t every = pixels > 1000 ? 101 : 1;  // the loops below are slow
+  for (int64_t p = 0; p < batch * pixels + 3; p += every) index.push_back(p % 7 == 3 ? -p : p);
+  const int64_t count = static_cast<int64_t>(index.size());
+  std::normal_distribution<float> normal;
+  std::vector<float> map(batch * channels * cells), out(count * taps * channels, NAN), grad(out.size()),
+      gradient(map.size(), NAN);
+  for (float& x : map) x = normal(random);
+  for (float& g : grad) g = normal(random);
+  const auto place = [&](int64_t b, int64_t c, int64_t cell) {
+    return channels_last ? (b * cells + cell) * channels + c : (b * channels + c) * cells + cell;
+  };
+  std::vector<double> expected(out.size()), expected_gradient(map.size());
+  for (int64_t i = 0; i < count; ++i) {
+    if (index[i] < 0 || index[i] >= batch * pixels) continue;
+    const int64_t b = index[i] / pixels, p[3] = {index[i] % pixels / fine[2] / fine[1], index[i] / fine[2] % fine[1],
+                                                 index[i] % fine[2]};
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const int64_t t[3] = {axes == 2 ? 1 : tap / 9, tap / 3 % 3, tap % 3};
+      for (int64_t cell = 0; cell < cells; ++cell) {
+        const int64_t at[3] = {cell / coarse[2] / coarse[1], cell / coarse[2] % coarse[1], cell % coarse[2]};
+        double weight = 1;
+        for (int axis = 0; axis < 3; ++axis) {
+          const int64_t q = p[axis] + t[axis] - 1;
+          const double reads = double(q) * double(coarse[axis] - 1) / double(fine[axis] > 1 ? fine[axis] - 1 : 1);
+          weight *= q < 0 || q >= fine[axis] ? 0 : std::fmax(0.0, 1 - std::fabs(reads - double(at[axis])));
+        }
+        for (int64_t c = 0; weight > 0 && c < channels; ++c) {
+          expected[(i * taps + tap) * channels + c] += weight * map[place(b, c, cell)];
+          expected_gradient[place(b, c, cell)] += weight * grad[(i * taps + tap) * channels + c];
+        }
+      }
+    }
+  }
+  const ak_neighbourhoods what = {index.data(), count,         batch, channels, coarse.data(), fine.data(),
+                                  static_cast<int32_t>(axes), AK_FLOAT32};
+  const int64_t rows = coarse[2], planes = coarse[1] * coarse[2], step = channels_last ? channels : 1;
+  const int64_t strides[5] = {channels * cells, channels_last ? 1 : cells, planes * step, rows * step, step};
+  expect_ok(ak_cpu_sampled_features_forward(&what, map.data(), strides, out.data(), threads), where);
+  std::vector<char> workspace(ak_cpu_sampled_features_workspace(&what, threads), -1);
+  expect_ok(ak_cpu_sampled_features_backward(&what, grad.data(), channels_last, gradient.data(), threads,
+                                             workspace.data(), workspace.size()), where);
+  expect_close("neighbourhoods", where, out, expected, 1e-6);
+  expect_close("gradient of features", where, gradient, expected_gradient, 1e-6);
+}
+
+// indexed_lse and the mean of the bank rows, against loops.
+void check_indexed(int64_t runs, int64_t of_run, int64_t bank_rows, int64_t columns, int64_t dim, double scale,
+                   int threads, std::mt19937& random, const std::string& where) {
+  Matrix queries = random_rows(runs * of_run, dim, false, random), bank = random_rows(bank_rows, dim, false, random);
+  for (int64_t k = 0; k < dim; ++k) bank.values[k] = NAN;  // row 0: never named
+  std::vector<int64_t> index(runs * columns);
+  for (int64_t& row : index) row = static_cast<int64_t>(random() % (bank_rows + 1));
+  for (int64_t& row : index) row = row == 0 ? -1 : row;  // bank_rows is one too many: left out
+  std::vector<float> lse(queries.rows, NAN), mean(queries.values.size(), NAN);
+  std::vector<double> expected(queries.rows, -INFINITY), expected_mean(mean.size());
+  for (int64_t i = 0; i < queries.rows; ++i) {
+    double sum = 0;
+    for (int64_t j = 0; j < columns; ++j) {
+      const int64_t row = index[i / of_run * columns + j];
+      if (row < 0 || row >= bank_rows) continue;
+      double score = 0;
+      for (int64_t k = 0; k < dim; ++k) score += scale * queries.at(i, k) * bank.at(row, k);
+      sum += std::exp(score - scale);
+      for (int64_t k = 0; k < dim; ++k) expected_mean[i * dim + k] += std::exp(score - scale) * bank.at(row, k);
+    }
+    if (sum == 0) continue;
+    expected[i] = scale + std::log(sum);
+    for (int64_t k = 0; k < dim; ++k) expected_mean[i * dim + k] /= sum;
+  }
+  const ak_rows q = queries.described(), b = bank.described();
+  std::vector<char> workspace(ak_cpu_indexed_lse_workspace(&q, &b, dim, runs, columns, threads), -1);
+  expect_ok(ak_cpu_indexed_lse(&q, &b, dim, index.data(), runs, columns, scale, lse.data(), mean.data(), threads,
+                               workspace.data(), workspace.size()), where);
+  expect_close("indexed lse", where, lse, expected, 2e-6);
+  expect_close("mean of bank rows", where, mean, expected_mean, 2e-5);
+}
+
+void check_gathering(int threads, std::mt19937& random, const std::string& where) {
+  const std::vector<int64_t> maps[][2] = {
+      {{1, 1, 1}, {1, 4, 3}}, {{1, 3, 4}, {1, 5, 9}}, {{1, 5, 5}, {1, 5, 5}}, {{2, 3, 2}, {3, 4, 5}},
+      {{1, 21, 180}, {1, 21, 180}},  // several slabs of the widest group
+  };
+  for (const auto& [coarse, fine] : maps)
+    for (int64_t channels : {1, 66})
+      for (bool channels_last : {false, true}) {
+        if (coarse[1] == 21 && channels == 1) continue;
+        check_features(2, channels, coarse, fine, channels_last, threads, random,
+                       where + " map of " + std::to_string(fine[1]) + " rows, " + std::to_string(channels) +
+                           (channels_last ? " channels last" : " channels"));
+      }
+  const int64_t sizes[][5] = {{1, 1, 2, 1, 1}, {9, 1, 5, 70, 33}, {3, 2, 5, 0, 4}, {2, 30, 9, 40, 17},
+                              {2, 99, 300, 200, 70}};
+  for (const auto& [runs, of_run, bank, columns, dim] : sizes)
+    check_indexed(runs, of_run, bank, columns, dim, 20, threads, random,
+                  where + " runs " + std::to_string(runs) + " of " + std::to_string(of_run));
+}
+
 void check_all(const std::string& isa) {
   std::mt19937 random(1);
   const bool bfloat16 = isa.find("bf16") != std::string::npos;
@@ -358,6 +462,7 @@ void check_all(const std::string& isa) {
   for (int threads : {1, 3}) {
     check_prepare(67, 5, 1, threads, random, isa + " matrix");
     check_prepare(2, 33, 130, threads, random, isa + " map");
+    check_gathering(threads, random, isa + " threads " + std::to_string(threads));
   }
   const int64_t scenes[][4] = {{2, 0, 3, 5}, {3, 1, 2, 4}, {1, 64, 1, 70}, {3, 63, 5, 300}, {2, 4999, 7, 20}};
   for (const auto& [batch, pixels, classes, samples] : scenes)

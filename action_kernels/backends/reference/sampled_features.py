@@ -77,7 +77,11 @@ def sampled_features_forward(features: Tensor, index: Tensor, size: Sequence[int
 
 @register("sampled_features_backward", backend="reference")
 def sampled_features_backward(
-    grad_neighbourhoods: Tensor, index: Tensor, shape: Sequence[int], size: Sequence[int]
+    grad_neighbourhoods: Tensor,
+    index: Tensor,
+    shape: Sequence[int],
+    size: Sequence[int],
+    channels_last: bool,
 ) -> Tensor:
     batch, channels = shape[:2]
     dtype = accumulation_dtype(grad_neighbourhoods.dtype)
@@ -87,5 +91,5 @@ def sampled_features_backward(
         cells, weights = _windows(index[chunk], shape, size, dtype)
         window = torch.bmm(weights.transpose(1, 2), grad_neighbourhoods[chunk].to(dtype))
         grad.index_add_(0, cells.flatten(), window.flatten(0, 1))
-    grad = grad.view(batch, -1, channels).transpose(1, 2).reshape(list(shape))
-    return grad.to(grad_neighbourhoods.dtype).contiguous()
+    grad = grad.to(grad_neighbourhoods.dtype).view(batch, *shape[2:], channels).movedim(-1, 1)
+    return grad if channels_last else grad.contiguous()

@@ -20,6 +20,7 @@ from action_kernels.backends.reference import sampled_features as reference
 from action_kernels.backends.triton.device import launch
 from action_kernels.backends.triton.tuning import CHANNELS
 from action_kernels.ops.registry import register
+from action_kernels.ops.sampled_features import CHANNELS_LAST
 
 DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
 
@@ -195,10 +196,16 @@ def sampled_features_forward(features: Tensor, index: Tensor, size: Sequence[int
 
 @register("sampled_features_backward", backend="triton", dtypes=DTYPES)
 def sampled_features_backward(
-    grad_neighbourhoods: Tensor, index: Tensor, shape: Sequence[int], size: Sequence[int]
+    grad_neighbourhoods: Tensor,
+    index: Tensor,
+    shape: Sequence[int],
+    size: Sequence[int],
+    channels_last: bool,
 ) -> Tensor:
     if torch.are_deterministic_algorithms_enabled():
-        return reference.sampled_features_backward(grad_neighbourhoods, index, shape, size)
+        return reference.sampled_features_backward(
+            grad_neighbourhoods, index, shape, size, channels_last
+        )
     grad = grad_neighbourhoods.new_zeros(list(shape), dtype=torch.float32)
     if grad.numel() and index.numel():
         launch(
@@ -210,4 +217,5 @@ def sampled_features_backward(
             grad,
             **_shape_constants(shape, size),
         )
-    return grad.to(grad_neighbourhoods.dtype)
+    layout = CHANNELS_LAST[len(shape)] if channels_last else torch.contiguous_format
+    return grad.to(grad_neighbourhoods.dtype, memory_format=layout)
