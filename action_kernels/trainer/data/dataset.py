@@ -77,7 +77,7 @@ class Dataset:
 
     Attributes:
         plan: the task, and how its images are read and resampled.
-        cases: all cases, sorted by name; reading one again takes it from memory where there is enough.
+        cases: all cases, sorted by name; validation and test cases stay in memory once read, where there is enough.
         split: who is labelled, who validates, who tests.
         notes: what a user should be told before training starts.
     """
@@ -132,7 +132,7 @@ def open_dataset(
     split = split_patients(findings, root, labelled_patients, allow_missing=options.allow_missing)
     return Dataset(
         Plan(findings.task, findings.rules, findings.spacing),
-        cached(findings.cases),
+        _held_out_in_memory(findings.cases, split),
         split,
         notes_on(findings, split),
     )
@@ -160,9 +160,16 @@ def find_cases(
                 findings,
                 cases=tuple(sorted(findings.cases, key=lambda case: case.name)),
                 problems=(*listing.problems, *findings.problems),
-                notes=(*findings.notes, *_strangers(listing, findings)),
+                notes=(*findings.notes, *_strangers(listing, findings), *_unread(listing)),
             )
     raise DataError(*listing.problems, _nothing_found(listing, tiers))
+
+
+def _held_out_in_memory(cases: Sequence[Case], split: Split) -> tuple[Case, ...]:
+    """Training cases are read once, by whoever trains; those of validation and test again and again."""
+    held_out = {case.name for part in ("val", "test") for case in split.cases(part, cases)}
+    kept = {case.name: case for case in cached([case for case in cases if case.name in held_out])}
+    return tuple(kept.get(case.name, case) for case in cases)
 
 
 def notes_on(findings: Findings, split: Split) -> tuple[str, ...]:
@@ -182,8 +189,16 @@ def _strangers(listing: Listing, findings: Findings) -> list[str]:
     return [f"of no case, so not used: {some(names)}"]
 
 
+def _unread(listing: Listing) -> list[str]:
+    """Images in formats that are not read: a label among them would be lost without a word."""
+    foreign = [p for p in listing.others if p.suffix.lower() in FOREIGN_SUFFIXES]
+    names = [str(path.relative_to(listing.root)) for path in foreign]
+    return [f"not read, convert to .nii.gz what is needed: {some(names)}"] if names else []
+
+
 def _nothing_found(listing: Listing, tiers: Sequence[Sequence[Layout]]) -> str:
-    found = sorted({path.name for path in listing.root.iterdir()})
+    files = (*listing.images, *listing.others)
+    found = sorted({path.relative_to(listing.root).parts[0] for path in files})
     accepted = "; ".join(layout.accepts for layouts in tiers for layout in layouts)
     foreign = sorted({path.suffix.lower() for path in listing.others} & set(FOREIGN_SUFFIXES))
     hint = f" ({', '.join(foreign)} is not read: convert to .nii.gz)" if foreign else ""

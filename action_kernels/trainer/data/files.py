@@ -179,6 +179,13 @@ def _check_nifti_header(path: Path, header: Any, least_offset: int) -> None:
         raise DataError(
             f"{path}: its header says that the data starts at byte {offset:g}; save it again"
         )
+    sizes = header["pixdim"][1:4]
+    if int(header["sform_code"]) == 0 and not (sizes > 0).all():
+        raise DataError(
+            f"{path}: its header has a voxel spacing of {' × '.join(f'{s:g}' for s in sizes)} mm; correct it"
+        )
+    if header["pixdim"][0] == 0:  # the standard's "1"
+        header["pixdim"][0] = 1
     for name in ("scl_slope", "scl_inter"):
         if np.isinf(header[name]):
             raise DataError(f"{path}: {name} in its header is infinite; save the image again")

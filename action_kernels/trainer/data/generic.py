@@ -25,10 +25,19 @@ FEWEST_SLICES = (
 
 @dataclass(frozen=True)
 class Geometry:
-    """Medians over the images, on the canonical axes (right, anterior, superior), from their headers."""
+    """Medians over the images, on the canonical axes (right, anterior, superior), from their headers.
+
+    `known` is false where no header has a spacing: it counts 1 then, and distances are in voxels.
+    """
 
     shape: tuple[float, float, float]
     spacing: tuple[float, float, float]
+    known: bool = True
+
+    @property
+    def unit(self) -> Literal["mm", "voxel"]:
+        """Of distances."""
+        return "mm" if self.known else "voxel"
 
     @property
     def slice_axis(self) -> int:
@@ -47,7 +56,7 @@ class Geometry:
 
 def measure(paths: Sequence[Path], problems: Problems) -> Geometry | None:
     """The geometry of images, or None when no header can be read; faults are kept in `problems`."""
-    shapes, spacings = [], []
+    shapes, spacings, without = [], [], []
     with ThreadPoolExecutor(MAX_THREADS) as pool:
         for reader in [pool.submit(peek, path) for path in paths]:
             with problems.collecting():
@@ -55,11 +64,14 @@ def measure(paths: Sequence[Path], problems: Problems) -> Geometry | None:
                 shape, spacing = _canonical(raw)
                 shapes.append(shape)
                 spacings.append(spacing)
+                without += [raw.path] if raw.affine is None else []
     if not shapes:
         return None
+    if 0 < len(without) < len(shapes):
+        problems.add(f"{without[0]} has no voxel spacing, other images have; correct its header")
     a, b, c = np.median(shapes, 0).tolist()
     x, y, z = np.median(spacings, 0).tolist()
-    return Geometry((a, b, c), (x, y, z))
+    return Geometry((a, b, c), (x, y, z), not without)
 
 
 def _canonical(raw: Raw) -> tuple[list[int], list[float]]:
@@ -163,8 +175,12 @@ def _values(path: Path) -> list[int]:
     return [int(value) for value in np.unique(array)]
 
 
-def target_spacing(geometry: Geometry, task: Task, rules: Rules) -> tuple[float, float, float]:
-    """The median spacing along the axes of a volume; 0, as it is, across the slices of a 2D task."""
+def target_spacing(
+    geometry: Geometry, task: Task, rules: Rules
+) -> tuple[float, float, float] | None:
+    """The median spacing along the axes of a volume, where it is known; 0, as it is, across the slices of a 2D task."""
+    if not geometry.known:
+        return None
     order = [0, 1, 2]
     if task.spatial_dims == 2:
         order = [rules.slice_axis, *(a for a in (2, 1, 0) if a != rules.slice_axis)]

@@ -10,10 +10,7 @@ from ..errors import TrainerError
 from .problems import Problems, reason
 
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".nii.bz2", ".nrrd", ".h5")
-# What other programs write; named in a message, since nothing here reads them.
-FOREIGN_SUFFIXES = (
-    ".mha", ".mhd", ".dcm", ".img", ".hdr", ".mgz", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz", ".mat",
-)  # fmt: skip
+FOREIGN_SUFFIXES = (".mha", ".mhd", ".nhdr", ".dcm", ".img", ".hdr", ".mgz", ".mgh", ".mnc")
 
 
 def image_suffix(path: Path) -> str:

@@ -84,7 +84,7 @@ class NnUnet:
             classes,
             palette(len(classes)),
             geometry.spatial_dims(options),
-            "mm",
+            geometry.unit,
             channels,
         )
         rules = Rules(None, geometry.slice_axis)

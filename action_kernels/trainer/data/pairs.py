@@ -91,7 +91,7 @@ class Pairs:
             classes,
             palette(len(classes)),
             geometry.spatial_dims(options),
-            "mm",
+            geometry.unit,
         )
         rules = Rules(None, geometry.slice_axis, _MASK if mask else ())
         cases = [

@@ -69,7 +69,7 @@ def read_volume(source: Source, task: Task, rules: Rules) -> Volume:
     first = channels[0]
     grid = grid_of(first, task, rules)
     with problems.collecting():
-        check_shape(first.path, grid, task)
+        check_shape(first.path, grid, task, rules)
     for raw in channels[1:]:
         with problems.collecting():
             _check_same_grid(first, raw)
@@ -119,13 +119,22 @@ def spacing_on(grid: Grid, raw: Raw) -> tuple[float, float, float] | None:
 # Checks
 
 
-def check_shape(path: Path, grid: Grid, task: Task) -> None:
-    """Refuse images too small to be meant.
+def check_shape(path: Path, grid: Grid, task: Task, rules: Rules) -> None:
+    """Refuse images too small to be meant, and stacks whose axes stand in another order than the layout's.
 
     Raises:
         DataError: naming the file.
     """
     shape = [grid.spatial_shape[axis] for axis in grid.axes]
+    if (
+        task.spatial_dims == 2
+        and rules.axes is not None
+        and shape[0] > max(min(shape[1:]), MIN_SIDE)
+    ):
+        raise DataError(
+            f"{path} has {shape[0]} slices of {shape[1]} × {shape[2]} pixels; its axes stand in another order than "
+            f"{task.name} has them"
+        )
     if min(shape[3 - task.spatial_dims :]) < MIN_SIDE:
         raise DataError(
             f"{path} is {' × '.join(map(str, grid.shape))} voxels; {task.name} is segmented in {task.spatial_dims}D, "

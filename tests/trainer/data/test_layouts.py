@@ -483,3 +483,37 @@ def test_a_file_instead_of_a_folder(tmp_path):
     (tmp_path / "a.nii.gz").touch()
     with pytest.raises(TrainerError, match=r"a\.nii\.gz is a file; give the folder"):
         opened(tmp_path / "a.nii.gz")
+
+
+def test_images_without_any_spacing_are_measured_in_voxels(tmp_path):
+    for number, case in enumerate(builders.OWN_CASES):
+        image, label = builders.arrays(number, 2, (20, 24, 18))
+        builders.save_nrrd(tmp_path / f"{case}.nrrd", image, kinds=["domain"] * 3)
+        builders.save_nrrd(tmp_path / f"{case}_seg.nrrd", label, kinds=["domain"] * 3)
+    dataset = opened(tmp_path)
+    assert (dataset.task.unit, dataset.spacing, dataset.cases[0].read().spacing) == (
+        "voxel", None, None
+    )  # fmt: skip
+    builders.save_nrrd(tmp_path / "case_02.nrrd", builders.arrays(1, 2, (20, 24, 18))[0])
+    with pytest.raises(
+        TrainerError, match=r"case_01\.nrrd has no voxel spacing, other images have"
+    ):
+        opened(tmp_path)
+
+
+def test_formats_that_are_not_read_are_told(tmp_path):
+    builders.acdc_nifti(tmp_path)
+    (tmp_path / "patient004" / "patient004_frame01_gt.mha").touch()
+    assert opened(tmp_path).notes == (
+        "not read, convert to .nii.gz what is needed: patient004/patient004_frame01_gt.mha",
+    )
+
+
+def test_held_out_cases_are_read_once_training_cases_are_not_kept(tmp_path):
+    builders.acdc_nifti(tmp_path)
+    dataset = opened(tmp_path)
+    for part in ("val", "test"):
+        for case in dataset.part(part):
+            assert case.read() is case.read()
+    for case in dataset.part("labelled"):
+        assert case.read() is not case.read()
