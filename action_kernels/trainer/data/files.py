@@ -9,6 +9,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from nibabel.arrayproxy import ArrayProxy
 from .listing import image_suffix
 from .problems import DataError, reading, some
 
-MAX_THREADS = 4  # that read files: decompression leaves Python's lock
+MAX_THREADS = min(4, os.cpu_count() or 1)  # that read files: decompression leaves Python's lock
 MAX_VOXELS = 2**31  # beyond any scanner; a damaged header may ask for more
 _GZIP, _BZIP2 = b"\x1f\x8b", b"BZh"
 _LONGEST_HEADER = 540

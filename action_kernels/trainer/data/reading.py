@@ -126,19 +126,15 @@ def check_shape(path: Path, grid: Grid, task: Task, rules: Rules) -> None:
         DataError: naming the file.
     """
     shape = [grid.spatial_shape[axis] for axis in grid.axes]
-    if (
-        task.spatial_dims == 2
-        and rules.axes is not None
-        and shape[0] > max(min(shape[1:]), MIN_SIDE)
-    ):
-        raise DataError(
-            f"{path} has {shape[0]} slices of {shape[1]} × {shape[2]} pixels; its axes stand in another order than "
-            f"{task.name} has them"
-        )
     if min(shape[3 - task.spatial_dims :]) < MIN_SIDE:
         raise DataError(
             f"{path} is {' × '.join(map(str, grid.shape))} voxels; {task.name} is segmented in {task.spatial_dims}D, "
             f"with at least {MIN_SIDE} a side"
+        )
+    if task.spatial_dims == 2 and rules.axes is not None and shape[0] > min(shape[1:]):
+        raise DataError(
+            f"{path} has {shape[0]} slices of {shape[1]} × {shape[2]} pixels; its axes stand in another order than "
+            f"{task.name} has them"
         )
 
 
