@@ -1,62 +1,215 @@
-"""Checkpoints: written whole or not at all, and enough to go on as if nothing had happened."""
+"""Checkpoints: written whole or not at all, checked when read, and enough to go on as if nothing had happened."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
+from .configuration import CONFIGURATION_FILE, FORMAT, Configuration, StageName, options
 from .errors import TrainerError
-from .step import TrainingState
+from .files import replace_file
+from .stages import Stage
 
-LATEST = "checkpoint.pt"
-_PARTS = ("student", "teacher", "saacl", "optimizer", "scaler")
+Kind = Literal["last", "best"]
+Weights = dict[str, dict[str, Tensor]]
+FILES: dict[Kind, str] = {"last": "checkpoint.pt", "best": "best.pt"}
+WEIGHTS_FILES: dict[Kind, str] = {"last": "last.safetensors", "best": "best.safetensors"}
+WEIGHTS = ("network", "head")  # of a stage's modules: what is needed to predict, and to start from
+
+# What may differ when a run goes on: where it runs and what it records, not what it computes.
+MAY_CHANGE = frozenset(
+    {
+        "data",
+        "allow_missing",
+        "init_from",
+        "device",
+        "num_workers",
+        "log_every",
+        "validate_every",
+        "checkpoint_every",
+        "final_list",
+        "max_iterations",
+        "pretrain_iterations",
+    }
+)
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write(temporary path)` and move the result over `path`: a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+@dataclass(frozen=True)
+class Progress:
+    """Where a stage stands: steps done, and the record of them."""
+
+    iteration: int
+    history: dict[str, Any]
 
 
-def save_checkpoint(state: TrainingState, history: dict[str, Any], folder: Path) -> Path:
-    """Write networks, SAACL (centres, class means, queue), optimiser, random states, iteration and training record."""
-    content = {name: getattr(state, name).state_dict() for name in _PARTS}
-    content |= {"iteration": state.iteration, "history": history, "random": _random_states()}
-    path = folder / LATEST
-    replace_file(path, lambda temporary: torch.save(content, temporary))
-    return path
+class Checkpoints:
+    """The checkpoints of one stage of one run, in one folder: the last one and the best on validation."""
 
+    def __init__(self, folder: Path, config: Configuration, stage: StageName) -> None:
+        self.folder, self.config, self.stage = folder, config, stage
 
-def load_checkpoint(state: TrainingState, folder: Path) -> dict[str, Any]:
-    """Restore what `save_checkpoint` wrote into `state`, and return the training record."""
-    content = read_checkpoint(folder / LATEST)
-    for name in _PARTS:
-        getattr(state, name).load_state_dict(content[name])
-    state.iteration = content["iteration"]
-    _restore_random_states(content["random"])
-    return content["history"]
+    def exists(self, kind: Kind = "last") -> bool:
+        return (self.folder / FILES[kind]).is_file()
+
+    def save(self, stage: Stage, progress: Progress, kind: Kind = "last") -> None:
+        """Write everything that the stage keeps, its progress, the configuration and the random states."""
+        content = {
+            "format": FORMAT,
+            "kind": kind,
+            "stage": self.stage,
+            "configuration": self.config.as_dict(),
+            "iteration": progress.iteration,
+            "history": progress.history,
+            "modules": {name: module.state_dict() for name, module in stage.modules.items()},
+            "random": _random_states(),
+        }
+        replace_file(self.folder / FILES[kind], lambda temporary: torch.save(content, temporary))
+
+    def load(self, stage: Stage, kind: Kind = "last") -> Progress:
+        """Restore what `save` wrote into the stage and torch's generators.
+
+        Raises:
+            TrainerError: when the file is missing or damaged, or belongs to another run or stage.
+        """
+        path = self.folder / FILES[kind]
+        content = read_checkpoint(path)
+        self._check(path, content, kind)
+        try:
+            for name, module in stage.modules.items():
+                module.load_state_dict(content["modules"][name])
+            _restore_random_states(content["random"])
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise TrainerError(
+                f"the checkpoint {path} does not fit this version's {self.stage}: {_first_line(error)}"
+            ) from error
+        return Progress(content["iteration"], content["history"])
+
+    def _check(self, path: Path, content: dict[str, Any], kind: Kind) -> None:
+        for name, wanted in (("stage", self.stage), ("kind", kind)):
+            if content[name] != wanted:
+                raise TrainerError(
+                    f"{path} is the checkpoint of {name} {content[name]!r}, and {wanted!r} was expected there"
+                )
+        written = Configuration.from_dict(content["configuration"], f"{path}: its configuration")
+        for option in options():
+            mine, its = self.config.value(option), written.value(option)
+            if option.key not in MAY_CHANGE and mine != its:
+                raise TrainerError(
+                    f"{path} was written with {option.name} {_shown(its)}, but {CONFIGURATION_FILE} says "
+                    f"{_shown(mine)}; a run goes on with the configuration that it began with"
+                )
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint file, on the CPU.
+    """The content of a checkpoint file, on the CPU, once its checksums and its form are right.
 
     Raises:
-        TrainerError: when there is none, or it cannot be read.
+        TrainerError: when there is none, it cannot be read, or it is of another format.
     """
     if not path.is_file():
         raise TrainerError(f"there is no checkpoint {path}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what torch.load raises for a damaged file depends on the damage
-        raise TrainerError(f"the checkpoint {path} cannot be read: {error}") from error
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise TrainerError(f"the checkpoint {path} is damaged: {damaged} has a wrong checksum")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except TrainerError:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:  # what is raised for a damaged file depends on the damage
+        raise TrainerError(
+            f"the checkpoint {path} cannot be read: {_first_line(error)}"
+        ) from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise TrainerError(
+            f"the checkpoint {path} is of format {found or 1}, this version reads format {FORMAT}"
+        )
+    wanted = {"kind": str, "stage": str, "configuration": dict, "iteration": int,
+              "history": dict, "modules": dict, "random": dict}  # fmt: skip
+    for name, kind in wanted.items():
+        if not isinstance(content.get(name), kind):
+            raise TrainerError(f"the checkpoint {path} is not complete: {name} is missing")
+    return content
+
+
+# Weights alone
+
+
+def save_weights(path: Path, stage: Stage, facts: dict[str, str]) -> None:
+    """The student's weights as safetensors (``network.…``, ``head.…``), `facts` in its header."""
+    tensors = {
+        f"{part}.{name}": tensor.detach().cpu().contiguous().clone()
+        for part in WEIGHTS
+        if part in stage.modules
+        for name, tensor in stage.modules[part].state_dict().items()
+    }
+    replace_file(path, lambda temporary: save_file(tensors, temporary, metadata=facts))
+
+
+def load_weights(path: Path) -> Weights:
+    """The student's weights of a run's folder, a checkpoint or a safetensors file.
+
+    Of a run: those of its last stage that has a checkpoint. A safetensors file without our prefixes is taken as the
+    network's state dict.
+
+    Raises:
+        TrainerError: when there is nothing of the kind, or it cannot be read.
+    """
+    path = path.expanduser()
+    if path.is_dir():
+        path = _checkpoint_of(path)
+    if path.suffix == ".safetensors":
+        return _from_safetensors(path)
+    modules = read_checkpoint(path)["modules"]
+    return {part: modules[part] for part in WEIGHTS if part in modules}
+
+
+def _checkpoint_of(folder: Path) -> Path:
+    config = Configuration.load(folder / CONFIGURATION_FILE)
+    for stage in reversed(config.stages):
+        path = folder / stage / FILES["last"]
+        if path.is_file():
+            return path
+    raise TrainerError(f"--init-from: the run {folder} has no checkpoint yet")
+
+
+def _from_safetensors(path: Path) -> Weights:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise TrainerError(f"the weights {path} cannot be read: {_first_line(error)}") from None
+    if not any(name.startswith("network.") for name in tensors):
+        return {"network": tensors}
+    parts: Weights = {}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        parts.setdefault(part, {})[rest] = tensor
+    return parts
+
+
+def initialise(stage: Stage, weights: Weights, source: str) -> None:
+    """Start the stage from trained weights.
+
+    Raises:
+        TrainerError: when they are not those of its network.
+    """
+    try:
+        stage.initialise(weights)
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise TrainerError(
+            f"--init-from: the weights of {source} do not fit this network: {_first_line(error)}"
+        ) from error
 
 
 def _random_states() -> dict[str, Any]:
@@ -69,3 +222,12 @@ def _restore_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) if lines else type(error).__name__
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

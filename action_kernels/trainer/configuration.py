@@ -1,7 +1,8 @@
-"""The trainer's configuration: one typed dataclass, presets, and its command-line form.
+"""The trainer's configuration: typed sections, and their command-line and JSON forms.
 
-Every field is a command-line option of the same name (``max_iterations`` is ``--max-iterations``), and the
-configuration in use is written beside the results.
+Every field is a command-line option of the same name (``max_iterations`` is ``--max-iterations``; those of the
+pre-training begin with ``--pretrain-``). A field carries its bounds, so that one check serves all of them. The
+configuration in use is written beside the results, with the number of its format.
 """
 
 from __future__ import annotations
@@ -9,257 +10,490 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
+import os
+import types
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from .errors import TrainerError
+from .files import replace_file
 
 CONFIGURATION_FILE = "configuration.json"
+FORMAT = 2  # of the configuration file and of checkpoints; 1 was one flat dataclass
+
+StageName: TypeAlias = Literal["pretrain", "finetune", "supervised", "mean_teacher"]
+Schedule: TypeAlias = Literal["cosine", "fixed", "step", "random", "oscillating"]
+
+_MILLION = 1_000_000
 
 
-def _setting(default: Any, help: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help})
+def _setting(
+    default: Any,
+    help: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A field with its help and bounds: least ≤ value ≤ most, above < value < below (of each number of a tuple)."""
+    bounds = {"least": least, "most": most, "above": above, "below": below}
+    return dataclasses.field(default=default, metadata={"help": help, "bounds": bounds})
 
 
 @dataclass(frozen=True)
-class Configuration:
-    """ACTION++ fine-tuning of a 2D U-Net. The defaults are those of the paper for ACDC, 10 % labelled."""
+class DataConfiguration:
+    """Where the images are and how they become batches."""
 
-    # Data
-    data: str = _setting("phantom", "a folder with ACDC (h5 or NIfTI layout), or 'phantom'")
-    labelled_patients: int = _setting(7, "patients of the training list whose labels are used")
-    phantom_patients: int = _setting(24, "patients to generate when data is 'phantom'")
+    data: str = _setting("phantom", "a folder of images, or 'phantom' to need none")
     allow_missing: bool = _setting(
-        False, "go on without patients that the data's lists name but that are not on disk"
+        False, "train without the patients of the lists that are not on disk"
     )
-    patch_size: int = _setting(
-        256, "slices are resized to this many pixels a side, a multiple of 16"
+    labelled_patients: int = _setting(
+        7, "patients of the training list whose labels are used", least=1, most=_MILLION
+    )
+    phantom_patients: int = _setting(
+        24, "patients to generate when data is 'phantom'", least=4, most=10_000
+    )
+    patch_size: tuple[int, ...] = _setting(
+        (256,), "pixels a side of what the networks see; one number serves all axes", least=8, most=4096
+    )
+    fit: Literal["resize", "crop"] = _setting(
+        "resize", "how an image becomes a patch: resized to it, or a random crop and a sliding window"
+    )
+    stride: tuple[int, ...] | None = _setting(
+        None, "pixels between sliding windows where fit is crop (default: half the patch)", least=1, most=4096
     )
     interpolation: Literal["nearest", "linear"] = _setting(
         "nearest", "how images are resized and rotated"
     )
-    labelled_batch: int = _setting(4, "labelled slices a step")
-    unlabelled_batch: int = _setting(4, "unlabelled slices a step")
+    labelled_batch: int = _setting(4, "labelled images a step", least=1, most=4096)
+    unlabelled_batch: int = _setting(4, "unlabelled images a step", least=1, most=4096)
     num_workers: int = _setting(
-        2, "processes that prepare batches; 0 prepares them in the training process"
+        2, "processes that prepare batches; 0 prepares them in the training process", least=0, most=256
     )
 
-    # Networks
-    widths: tuple[int, ...] = _setting(
-        (16, 32, 64, 128, 256), "channels of the U-Net, fine to coarse"
+
+@dataclass(frozen=True)
+class NetworkConfiguration:
+    """The segmentation network and the representation head."""
+
+    network: str = _setting(
+        "unet", "unet, vnet, basic-unet, or your own as package.module:factory"
     )
-    norm: Literal["instance", "batch"] = _setting("instance", "normalisation layers of the U-Net")
-    dropout: float = _setting(0.0, "dropout ratio of the U-Net")
+    widths: tuple[int, ...] = _setting(
+        (16, 32, 64, 128, 256), "channels of the network's levels, fine to coarse", least=1, most=8192
+    )
+    norm: Literal["batch", "instance"] = _setting("batch", "normalisation layers of the network")
+    dropout: float | None = _setting(
+        None, "dropout ratio of the network (default: the network's own ratios)", least=0, below=1
+    )
     head: Literal["sampled", "dense"] = _setting(
         "sampled", "representation head: evaluated at the pixels used, or as a map of every pixel"
     )
-    embedding_dim: int = _setting(128, "dimensions of the pixel embeddings")
-    teacher_momentum: float = _setting(
-        0.99, "momentum of the teacher, a moving average of the student"
+    embedding_dim: int = _setting(
+        128, "dimensions of the pixel embeddings", least=1, most=8192
     )
 
-    # Pseudo-labels
+
+@dataclass(frozen=True)
+class PretrainConfiguration:
+    """Relational distillation, global and local, before the fine-tuning (METHOD: eq. 1 of the paper)."""
+
+    iterations: int = _setting(
+        10_000, "steps of the pre-training", least=1, most=1000 * _MILLION
+    )
+    learning_rate: float | None = _setting(
+        None, "learning rate of the pre-training at the start (default: --learning-rate)", above=0
+    )
+    nesterov: bool = _setting(False, "Nesterov momentum in the pre-training")
+    global_dim: int = _setting(
+        512, "numbers in the vector of a whole image", least=1, most=65_536
+    )
+    window: tuple[int, ...] | None = _setting(
+        None, "pixels a side of the local windows (default: a quarter of the patch)", least=2, most=4096
+    )
+    pooled: int = _setting(
+        8, "pixels a side to which a window is pooled", least=1, most=256
+    )
+    bank_size: int = _setting(
+        36, "teacher vectors remembered, of whole images and of every window position",
+        least=1, most=_MILLION,
+    )  # fmt: skip
+    temperature_low: float = _setting(0.1, "lowest temperature of the student (ATS)", above=0)
+    teacher_temperature_low: float = _setting(
+        0.01, "lowest temperature of the teacher (ATS)", above=0
+    )
+    temperature_high: float = _setting(1.0, "highest temperature of both (ATS)", above=0)
+    temperature_schedule: Schedule = _setting("cosine", "the shape of the temperature schedule")
+    temperature_period: float = _setting(
+        1.0, "period of the schedule, in units of the stage's iterations", above=0
+    )
+
+
+@dataclass(frozen=True)
+class FinetuneConfiguration:
+    """The last stage, whichever it is (its length, its learning rate), and the losses of the fine-tuning."""
+
+    max_iterations: int = _setting(
+        20_000, "steps of finetune, supervised or mean_teacher; decay and temperature follow this length",
+        least=1, most=1000 * _MILLION,
+    )  # fmt: skip
+    nesterov: bool = _setting(True, "Nesterov momentum")
     mix: Literal["cutmix", "classmix", "none"] = _setting(
-        "cutmix", "how unlabelled slices are mixed"
+        "cutmix", "how unlabelled images are mixed"
+    )
+    strong_augmentation: bool = _setting(
+        True, "jitter and blur the mixed images of the student"
+    )
+    pseudo_label_weighting: Literal["image", "pixel"] = _setting(
+        "image", "weigh an image by its fraction of confident pixels, or count confident pixels alone"
     )
     strong_threshold: float = _setting(
-        0.97, "confidence of a reliable pseudo-label, and of an easy pixel"
+        0.97, "confidence of a reliable pseudo-label, and of an easy pixel", least=0, most=1
     )
     weak_threshold: float = _setting(
-        0.7, "pseudo-labels below this confidence take no part in AnCo"
+        0.7, "pseudo-labels below this confidence take no part in AnCo", least=0, most=1
     )
-    unsupervised_weight: float = _setting(1.0, "weight of the pseudo-label cross-entropy")
-
-    # Contrastive losses
-    saacl_weight: float = _setting(0.01, "weight of SAACL on labelled pixels; 0 leaves it out")
+    unsupervised_weight: float = _setting(
+        1.0, "weight of the pseudo-label cross-entropy", least=0
+    )
+    saacl_weight: float = _setting(
+        0.01, "weight of SAACL on labelled pixels; 0 leaves it out", least=0
+    )
     anco_weight: float = _setting(
-        0.01, "weight of anatomical contrast on all pixels; 0 leaves it out"
+        0.01, "weight of anatomical contrast on all pixels; 0 leaves it out", least=0
     )
-    center_weight: float = _setting(0.2, "weight of the centre term in SAACL (lambda_a)")
-    queries_per_class: int = _setting(256, "pixels per class in SAACL and AnCo")
+    center_weight: float = _setting(
+        0.2, "weight of the centre term in SAACL (lambda_a)", least=0
+    )
+    queries_per_class: int = _setting(
+        256, "pixels per class in SAACL and AnCo", least=1, most=_MILLION
+    )
     negatives_per_class: int = _setting(
-        512, "negatives per class in AnCo, shared by the class's queries"
+        512, "negatives per class in AnCo, shared by the class's queries", least=1, most=_MILLION
     )
-    queue_size: int = _setting(12288, "teacher embeddings kept as SAACL's keys")
-    relation_temperature: float = _setting(0.5, "temperature of AnCo's draw of negative classes")
-    temperature_low: float = _setting(0.1, "lowest temperature of the schedule (ATS)")
-    temperature_high: float = _setting(1.0, "highest temperature of the schedule (ATS)")
-    temperature_schedule: Literal["cosine", "fixed", "step", "random", "oscillating"] = _setting(
-        "cosine", "the shape of the temperature schedule"
+    queue_size: int = _setting(
+        12288, "teacher embeddings kept as SAACL's keys", least=1, most=16 * _MILLION
     )
-    temperature_period: float = _setting(1.0, "period of the schedule, in units of max_iterations")
+    temperature_low: float = _setting(0.1, "lowest temperature of the schedule (ATS)", above=0)
+    temperature_high: float = _setting(1.0, "highest temperature of the schedule (ATS)", above=0)
+    temperature_schedule: Schedule = _setting("cosine", "the shape of the temperature schedule")
+    temperature_period: float = _setting(
+        1.0, "period of the schedule, in units of max_iterations", above=0
+    )
+    consistency_weight: float = _setting(
+        0.1, "mean_teacher: weight of the consistency, after its ramp", least=0
+    )
+    consistency_ramp: float = _setting(
+        0.2, "mean_teacher: part of the stage over which the weight rises", least=0, most=1
+    )
 
-    # Optimisation
-    max_iterations: int = _setting(
-        20_000, "training steps; decay and temperature follow this length"
+
+@dataclass(frozen=True)
+class OptimiserConfiguration:
+    """SGD with polynomial decay, and the teacher that follows the student."""
+
+    learning_rate: float = _setting(0.01, "learning rate at the start", above=0)
+    learning_rate_power: float = _setting(0.9, "exponent of the polynomial decay", least=0)
+    momentum: float = _setting(0.9, "momentum of SGD", least=0, below=1)
+    weight_decay: float = _setting(1e-4, "weight decay of SGD", least=0)
+    teacher_momentum: float = _setting(
+        0.99, "momentum of the teacher, a moving average of the student", least=0, below=1
     )
-    learning_rate: float = _setting(0.01, "learning rate at the start")
-    learning_rate_power: float = _setting(0.9, "exponent of the polynomial decay")
-    momentum: float = _setting(0.9, "momentum of SGD")
-    weight_decay: float = _setting(1e-4, "weight decay of SGD")
-    seed: int = _setting(0, "seed of everything random")
+
+
+@dataclass(frozen=True)
+class RunConfiguration:
+    """Which stages run, where, and what is recorded."""
+
+    stage: Literal["all", "pretrain", "finetune", "supervised", "mean_teacher"] = _setting(
+        "all", "all: pretrain, then finetune; or one stage alone"
+    )
+    init_from: str | None = _setting(
+        None, "a run, checkpoint or safetensors file whose student the first stage starts from"
+    )
+    seed: int = _setting(0, "seed of everything random", least=0, most=2**63 - 1)
     device: str = _setting("auto", "'auto' (CUDA where there is one), 'cpu', 'cuda', 'cuda:1', …")
-    amp: Literal["off", "bf16", "fp16"] = _setting("off", "mixed precision of the networks")
+    amp: Literal["auto", "off", "bf16", "fp16"] = _setting(
+        "auto", "mixed precision of the networks; auto: bf16 where the hardware multiplies it"
+    )
     deterministic: bool = _setting(False, "only deterministic operations, also on CUDA (slower)")
-
-    # Records
-    log_every: int = _setting(20, "steps between two entries of the training record")
-    validate_every: int = _setting(1000, "steps between two validations; 0 validates never")
-    checkpoint_every: int = _setting(500, "steps between two checkpoints")
+    log_every: int = _setting(
+        20, "steps between two entries of the training record", least=1, most=1000 * _MILLION
+    )
+    validate_every: int = _setting(
+        1000, "steps between two validations; 0 validates never", least=0, most=1000 * _MILLION
+    )
+    checkpoint_every: int = _setting(
+        500, "steps between two checkpoints", least=1, most=1000 * _MILLION
+    )
     final_list: Literal["val", "test"] = _setting(
         "val", "the patients on whom the finished run is evaluated"
     )
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "widths", tuple(self.widths))
-        for name in (
-            "labelled_patients",
-            "labelled_batch",
-            "unlabelled_batch",
-            "embedding_dim",
-            "max_iterations",
-        ):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in (
-            "queries_per_class",
-            "negatives_per_class",
-            "queue_size",
-            "log_every",
-            "checkpoint_every",
-        ):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in (
-            "num_workers",
-            "validate_every",
-            "saacl_weight",
-            "anco_weight",
-            "unsupervised_weight",
-        ):
-            self._require(name, getattr(self, name) >= 0, "at least 0")
-        for name in (
-            "learning_rate",
-            "temperature_low",
-            "temperature_period",
-            "relation_temperature",
-        ):
-            self._require(name, getattr(self, name) > 0, "greater than 0")
-        for name in ("teacher_momentum", "momentum", "dropout"):
-            self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
-        for name in ("strong_threshold", "weak_threshold"):
-            self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        self._require(
-            "temperature_high",
-            self.temperature_high >= self.temperature_low,
-            "at least temperature_low",
-        )
-        self._require("widths", len(self.widths) == 5, "five channel counts, fine to coarse")
-        self._require(
-            "patch_size",
-            self.patch_size >= 32 and self.patch_size % 16 == 0,
-            "a multiple of 16, at least 32",
-        )
-        self._require(
-            "phantom_patients", self.phantom_patients >= 4, "at least 4 (train 2, val 1, test 1)"
-        )
-        for field, kind in _field_types().items():
-            if get_origin(kind) is Literal:
-                self._require(
-                    field,
-                    getattr(self, field) in get_args(kind),
-                    f"one of {', '.join(get_args(kind))}",
-                )
 
-    def _require(self, name: str, holds: bool, accepted: str) -> None:
-        if not holds:
-            raise TrainerError(
-                f"{option_name(name)}: {getattr(self, name)} was given, {accepted} is accepted"
-            )
+@dataclass(frozen=True)
+class Configuration:
+    """Everything that decides a run. The defaults are those of the paper for ACDC, 10 % labelled."""
+
+    data: DataConfiguration = DataConfiguration()
+    network: NetworkConfiguration = NetworkConfiguration()
+    pretrain: PretrainConfiguration = PretrainConfiguration()
+    finetune: FinetuneConfiguration = FinetuneConfiguration()
+    optimiser: OptimiserConfiguration = OptimiserConfiguration()
+    run: RunConfiguration = RunConfiguration()
+
+    def __post_init__(self) -> None:
+        for option in options():
+            self._check(option)
+        for section in (self.pretrain, self.finetune):
+            low, high = section.temperature_low, section.temperature_high
+            name = "--pretrain-temperature-high" if section is self.pretrain else "--temperature-high"
+            _require(name, high, high >= low, f"at least {name.replace('high', 'low')} ({low})")
+        _require(
+            "--pretrain-temperature-high",
+            self.pretrain.temperature_high,
+            self.pretrain.temperature_high >= self.pretrain.teacher_temperature_low,
+            "at least --pretrain-teacher-temperature-low",
+        )
+
+    def _check(self, option: Option) -> None:
+        value = converted(option, self.value(option))
+        object.__setattr__(getattr(self, option.section), option.field, value)
+
+    @property
+    def stages(self) -> tuple[StageName, ...]:
+        """The stages that run, in their order."""
+        return ("pretrain", "finetune") if self.run.stage == "all" else (self.run.stage,)
+
+    def iterations(self, stage: StageName) -> int:
+        """The length of a stage."""
+        return self.pretrain.iterations if stage == "pretrain" else self.finetune.max_iterations
+
+    def value(self, option: Option) -> Any:
+        """The value of an option."""
+        return getattr(getattr(self, option.section), option.field)
+
+    def with_values(self, values: dict[str, Any]) -> Configuration:
+        """A copy with the given options, by their `Option.key`, replaced."""
+        sections: dict[str, dict[str, Any]] = {}
+        for option in options():
+            if option.key in values:
+                sections.setdefault(option.section, {})[option.field] = values[option.key]
+        return dataclasses.replace(
+            self,
+            **{
+                name: dataclasses.replace(getattr(self, name), **fields)
+                for name, fields in sections.items()
+            },
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form: sections of fields, and the format's number."""
+        return {"format": FORMAT, **dataclasses.asdict(self)}
 
     def save(self, path: Path) -> None:
-        """Write the configuration as JSON."""
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        """Write the configuration as JSON, whole or not at all."""
+        text = json.dumps(self.as_dict(), indent=2) + "\n"
+        replace_file(path, lambda temporary: temporary.write_text(text))
 
     @classmethod
     def load(cls, path: Path) -> Configuration:
         """Read what `save` wrote.
 
         Raises:
-            TrainerError: when the file is missing, is not JSON, or names a field that does not exist.
+            TrainerError: when the file is missing, is not JSON, or is not of this version's form.
         """
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise TrainerError(f"{path.parent} holds no run: {path.name} is missing") from None
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise TrainerError(f"{path} is not JSON: {error}") from None
-        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
-        if unknown:
+        return cls.from_dict(values, str(path))
+
+    @classmethod
+    def from_dict(cls, values: Any, source: str) -> Configuration:
+        """The configuration of a JSON form; `source` is named in errors."""
+        if not isinstance(values, dict):
+            raise TrainerError(f"{source} does not hold a configuration but {type(values).__name__}")
+        if values.get("format") != FORMAT:
             raise TrainerError(
-                f"{path} names fields this version does not know: {', '.join(unknown)}"
+                f"{source} is of format {values.get('format', 1)}, this version reads format {FORMAT}; "
+                f"go on with the version that wrote it, or start a new run"
             )
-        return cls(**values)
+        types_by_section = get_type_hints(cls)
+        sections = {name: value for name, value in values.items() if name != "format"}
+        _refuse_unknown(source, sections, types_by_section)
+        for name, fields in sections.items():
+            if not isinstance(fields, dict):
+                raise TrainerError(f"{source}: {name} holds {fields!r}, a group of fields is accepted")
+            _refuse_unknown(f"{source}: {name}", fields, get_type_hints(types_by_section[name]))
+        try:
+            return cls(**{name: types_by_section[name](**f) for name, f in sections.items()})
+        except TrainerError as error:
+            raise TrainerError(f"{source}: {error}") from None
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "acdc-5": {"labelled_patients": 3},
-    "acdc-10": {"labelled_patients": 7},
-    "demo": {
-        "data": "phantom",
-        "labelled_patients": 4,
-        "patch_size": 96,
-        "num_workers": 0,
-        "widths": (8, 16, 32, 64, 128),
-        "queries_per_class": 128,
-        "negatives_per_class": 256,
-        "queue_size": 2048,
-        "max_iterations": 400,
-        "learning_rate": 0.05,
-        "log_every": 5,
-        "validate_every": 100,
-        "checkpoint_every": 200,
-        "final_list": "test",
-    },
-}
+def _refuse_unknown(source: str, found: dict[str, Any], known: dict[str, Any]) -> None:
+    unknown = sorted(set(found) - set(known))
+    if unknown:
+        raise TrainerError(f"{source} names what this version does not know: {', '.join(unknown)}")
 
 
-def preset(name: str, **overrides: Any) -> Configuration:
-    """The configuration of a preset, with the given fields replaced."""
-    if name not in PRESETS:
-        raise TrainerError(
-            f"--preset: {name!r} was given, one of {', '.join(sorted(PRESETS))} is accepted"
-        )
-    return Configuration(**{**PRESETS[name], **overrides})
+# Options: the fields of all sections in one list
 
 
-def option_name(field: str) -> str:
-    """The command-line option of a field."""
-    return "--" + field.replace("_", "-")
+@dataclass(frozen=True)
+class Option:
+    """One field of one section, with its type, help and bounds."""
+
+    section: str
+    field: str
+    kind: Any
+    default: Any
+    help: str
+    bounds: dict[str, float | None]
+
+    @property
+    def key(self) -> str:
+        """Its name among all options."""
+        return f"pretrain_{self.field}" if self.section == "pretrain" else self.field
+
+    @property
+    def name(self) -> str:
+        """Its command-line form."""
+        return "--" + self.key.replace("_", "-")
 
 
-def _field_types() -> dict[str, Any]:
-    return get_type_hints(Configuration)
+def options() -> Iterator[Option]:
+    """All options, in the order of the sections."""
+    for section, kind in get_type_hints(Configuration).items():
+        kinds = get_type_hints(kind)
+        for field in dataclasses.fields(kind):
+            yield Option(
+                section,
+                field.name,
+                kinds[field.name],
+                field.default,
+                field.metadata["help"],
+                field.metadata["bounds"],
+            )
+
+
+def converted(option: Option, value: Any) -> Any:
+    """`value` in the option's type (a list becomes a tuple, one number a tuple of one).
+
+    Raises:
+        TrainerError: when it is of another type, not finite, or out of bounds.
+    """
+    kind, optional = _without_none(option.kind)
+    if value is None and optional:
+        return None
+    if get_origin(kind) is Literal:
+        _require(option.name, value, value in get_args(kind), f"one of {', '.join(get_args(kind))}")
+        return value
+    if get_origin(kind) is tuple:
+        value = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        _require(option.name, value, 0 < len(value) <= 16, "one or several whole numbers")
+        for number in value:
+            _check_number(option, number, int)
+        return value
+    if kind in (int, float):
+        _check_number(option, value, kind)
+        return kind(value)
+    accepted = "true or false" if kind is bool else "text"
+    _require(option.name, value, isinstance(value, kind), accepted)
+    return value
+
+
+def _check_number(option: Option, value: Any, kind: type) -> None:
+    accepted = _accepted(option.bounds, kind)
+    right_type = not isinstance(value, bool) and isinstance(
+        value, int if kind is int else (int, float)
+    )
+    _require(option.name, value, right_type and math.isfinite(value), accepted)
+    least, most, above, below = (option.bounds[n] for n in ("least", "most", "above", "below"))
+    holds = (
+        (least is None or value >= least)
+        and (most is None or value <= most)
+        and (above is None or value > above)
+        and (below is None or value < below)
+    )
+    _require(option.name, value, holds, accepted)
+
+
+def _accepted(bounds: dict[str, float | None], kind: type) -> str:
+    """The bounds in words."""
+    words = {"least": "at least", "most": "at most", "above": "greater than", "below": "below"}
+    parts = [f"{words[name]} {bound:,g}" if abs(bound) < 1e6 else f"{words[name]} {bound:,}"
+             for name, bound in bounds.items() if bound is not None]  # fmt: skip
+    noun = "a whole number" if kind is int else "a finite number"
+    return " ".join([noun, " and ".join(parts)]).strip()
+
+
+def _without_none(kind: Any) -> tuple[Any, bool]:
+    """The type without ``| None``, and whether that was there."""
+    if get_origin(kind) not in (Union, types.UnionType):
+        return kind, False
+    (inner,) = (part for part in get_args(kind) if part is not type(None))
+    return inner, True
+
+
+def _require(name: str, value: Any, holds: bool, accepted: str) -> None:
+    if not holds:
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        raise TrainerError(f"{name}: {shown} was given, {accepted} is accepted")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add one option for each field. An option that is not given leaves no attribute in the namespace."""
-    group = parser.add_argument_group("configuration (defaults: those of the preset)")
-    types_by_field = _field_types()
-    for field in dataclasses.fields(Configuration):
-        kind = types_by_field[field.name]
-        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": field.metadata["help"]}
-        if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        elif get_origin(kind) is Literal:
-            options["choices"] = get_args(kind)
-        elif get_origin(kind) is tuple:
-            options.update(type=int, nargs="+", metavar="N")
-        else:
-            options.update(type=kind, metavar=kind.__name__.upper())
-        group.add_argument(option_name(field.name), **options)
+    """Add every option. One that is not given leaves no attribute in the namespace."""
+    groups: dict[str, Any] = {}
+    for option in options():
+        if option.section not in groups:
+            groups[option.section] = parser.add_argument_group(
+                f"{option.section} (defaults: those of the preset)"
+            )
+        groups[option.section].add_argument(option.name, dest=option.key, **_argument(option))
 
 
-def given_fields(namespace: argparse.Namespace) -> dict[str, Any]:
-    """The configuration fields that the command line gave."""
-    names = {field.name for field in dataclasses.fields(Configuration)}
-    return {name: value for name, value in vars(namespace).items() if name in names}
+def _argument(option: Option) -> dict[str, Any]:
+    kind, _ = _without_none(option.kind)
+    argument: dict[str, Any] = {"default": argparse.SUPPRESS, "help": option.help}
+    if kind is bool:
+        return {**argument, "action": argparse.BooleanOptionalAction}
+    if get_origin(kind) is Literal:
+        return {**argument, "choices": get_args(kind)}
+    if get_origin(kind) is tuple:
+        return {**argument, "type": int, "nargs": "+", "metavar": "N"}
+    return {**argument, "type": kind, "metavar": kind.__name__.upper()}
+
+
+def given_options(namespace: argparse.Namespace) -> dict[str, Any]:
+    """The options that the command line gave, by key."""
+    keys = {option.key for option in options()}
+    return {name: value for name, value in vars(namespace).items() if name in keys}
+
+
+def per_axis(option: str, values: tuple[int, ...], dims: int) -> tuple[int, ...]:
+    """`values`, one for each of `dims` axes; a single one serves all of them.
+
+    Raises:
+        TrainerError: naming `option`, when there are neither one nor `dims`.
+    """
+    if len(values) == 1:
+        return values * dims
+    _require(option, values, len(values) == dims, f"one number, or one for each of {dims} axes")
+    return values
+
+
+def absolute_data(config: Configuration) -> Configuration:
+    """The same with `data` as an absolute path, so that it means the same from anywhere."""
+    if config.data.data == "phantom":
+        return config
+    path = os.path.abspath(os.path.expanduser(config.data.data))
+    return config.with_values({"data": path})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,18 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from .data import ACDC
-from .evaluation import FOREGROUND, CaseResult
+from .data.task import Task
+from .evaluation import CaseResult
+from .files import replace_file
 
-COLOURS = ACDC.colours
-LOSS_COLOURS = {
-    "supervised": "#444444",
-    "pseudo_label": "#3b8bea",
-    "saacl": "#e4405f",
-    "anco": "#f2b134",
-}
-LOSS_NAMES = {
-    "supervised": "supervised",
-    "pseudo_label": "pseudo-label",
-    "saacl": "SAACL",
-    "anco": "AnCo",
+LOSSES = {  # colour and name
+    "supervised": ("#444444", "supervised"),
+    "pseudo_label": ("#3b8bea", "pseudo-label"),
+    "consistency": ("#3b8bea", "consistency"),
+    "saacl": ("#e4405f", "SAACL"),
+    "anco": ("#f2b134", "AnCo"),
+    "global": ("#e4405f", "global relations"),
+    "local": ("#f2b134", "local relations"),
 }
 
 
@@ -37,34 +35,68 @@ def _new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _legend(figure: Figure) -> None:
+def plain(name: str) -> str:
+    """A name that matplotlib shows as it is: a ``$`` is no mathematics."""
+    return name.replace("$", r"\$")
+
+
+def _legend(figure: Figure, task: Task) -> None:
     patches = [
-        Patch(color=colour, label=name)
-        for name, colour in zip(ACDC.foreground, COLOURS[1:], strict=True)
+        Patch(color=colour, label=plain(name))
+        for name, colour in zip(task.classes[1:], task.colours[1:], strict=True)
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False)
 
 
 def _show(
-    axes: Any, image: np.ndarray, label: np.ndarray | None, limits: tuple[float, float]
+    axes: Any,
+    image: np.ndarray,
+    label: np.ndarray | None,
+    limits: tuple[float, float],
+    task: Task,
 ) -> None:
     axes.imshow(image, cmap="gray", vmin=limits[0], vmax=limits[1], interpolation="bilinear")
     if label is not None:
         axes.imshow(
             label,
-            cmap=ListedColormap(COLOURS),
+            cmap=ListedColormap(task.colours),
             vmin=-0.5,
-            vmax=3.5,
+            vmax=task.num_classes - 0.5,
             interpolation="nearest",
             alpha=0.55,
         )
-        for number in range(1, ACDC.num_classes):
-            if (label == number).any():
-                axes.contour(label == number, [0.5], colors=[COLOURS[number]], linewidths=0.9)
+        for number, colour in enumerate(task.colours):
+            if number and (label == number).any() and min(label.shape) > 1:
+                axes.contour(label == number, [0.5], colors=[colour], linewidths=0.9)
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def in_slices(array: np.ndarray, task: Task) -> np.ndarray:
+    """The three axes of a volume as (slices, rows, columns): of a 3D task, from (x, y, z)."""
+    return array if task.spatial_dims == 2 else array.transpose(2, 1, 0)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A result as slices: image, truth and prediction (slices, rows, columns)."""
+
+    image: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
+
+    @classmethod
+    def of(cls, result: CaseResult, task: Task) -> Shown:
+        truth = np.zeros_like(result.prediction) if result.volume.label is None else result.volume.label
+        arrays = (result.volume.image[0], truth, result.prediction)
+        return cls(*(in_slices(array, task) for array in arrays))
+
+    @property
+    def everything(self) -> np.ndarray:
+        """Where truth or prediction is."""
+        return (self.truth > 0) | (self.prediction > 0)
 
 
 def _crop(label: np.ndarray, margin: int = 20) -> tuple[slice, slice]:
@@ -93,66 +125,82 @@ def _limits(image: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def case_figure(result: CaseResult, path: Path) -> None:
-    """Rows: a basal, a middle and an apical slice. Columns: the image, the truth, the prediction."""
-    label, image = result.volume.label, result.volume.image[0]
-    assert label is not None  # it was scored
-    slices, crop, limits = shown_slices(label), _crop(label | result.prediction), _limits(image)
+def case_figure(result: CaseResult, task: Task, path: Path) -> None:
+    """Rows: three slices through what is labelled. Columns: the image, the truth, the prediction."""
+    shown = Shown.of(result, task)
+    slices, crop, limits = shown_slices(shown.truth), _crop(shown.everything), _limits(shown.image)
     figure = _new_figure(6.4, 7.2)
     grid = figure.subplots(len(slices), 3, squeeze=False)
     for row, number in zip(grid, slices, strict=True):
-        shown = image[number][crop]
-        for axes, overlay in zip(row, (None, label, result.prediction), strict=True):
-            _show(axes, shown, None if overlay is None else overlay[number][crop], limits)
-        row[0].set_ylabel(f"slice {number + 1} of {len(image)}", fontsize=9)
+        for axes, overlay in zip(row, (None, shown.truth, shown.prediction), strict=True):
+            label = None if overlay is None else overlay[number][crop]
+            _show(axes, shown.image[number][crop], label, limits, task)
+        row[0].set_ylabel(f"slice {number + 1} of {len(shown.image)}", fontsize=9)
     for axes, title in zip(grid[0], ("image", "truth", "prediction"), strict=True):
         axes.set_title(title, fontsize=10)
-    dice = ", ".join(f"{name} {100 * result.scores[name].dice:.1f}" for name in FOREGROUND)
-    figure.suptitle(f"{result.case.name}   Dice %: {dice}", fontsize=10)
-    _legend(figure)
-    figure.savefig(path, dpi=110)
+    dice = ", ".join(f"{name} {100 * one.dice:.1f}" for name, one in result.scores.items())
+    figure.suptitle(plain(f"{result.case.name}   Dice %: {dice}"), fontsize=10)
+    _legend(figure, task)
+    save_figure(figure, path)
 
 
-def gallery_figure(results: Sequence[CaseResult], path: Path) -> None:
+def gallery_figure(results: Sequence[CaseResult], task: Task, path: Path) -> None:
     """The middle slice of a few cases side by side: image, truth and prediction below each other."""
     figure = _new_figure(1.9 * len(results) + 0.3, 6.4)
     grid = figure.subplots(3, len(results), squeeze=False)
     for column, result in zip(grid.T, results, strict=True):
-        label, image = result.volume.label, result.volume.image[0]
-        assert label is not None  # it was scored
-        number, crop = shown_slices(label)[1], _crop(label | result.prediction)
-        for axes, overlay in zip(column, (None, label, result.prediction), strict=True):
-            _show(
-                axes,
-                image[number][crop],
-                None if overlay is None else overlay[number][crop],
-                _limits(image),
-            )
+        shown = Shown.of(result, task)
+        number, crop = shown_slices(shown.truth)[1], _crop(shown.everything)
+        for axes, overlay in zip(column, (None, shown.truth, shown.prediction), strict=True):
+            label = None if overlay is None else overlay[number][crop]
+            _show(axes, shown.image[number][crop], label, _limits(shown.image), task)
         dice = np.mean([one.dice for one in result.scores.values()])
-        column[0].set_title(f"{result.case.name}\nDice {100 * dice:.1f} %", fontsize=8)
+        column[0].set_title(plain(f"{result.case.name}\nDice {100 * dice:.1f} %"), fontsize=8)
     for axes, title in zip(grid[:, 0], ("image", "truth", "prediction"), strict=True):
         axes.set_ylabel(title, fontsize=10)
-    _legend(figure)
-    figure.savefig(path, dpi=110)
+    _legend(figure, task)
+    save_figure(figure, path)
 
 
-def training_figure(history: dict[str, list[dict[str, float]]], path: Path) -> None:
+def panel(
+    image: np.ndarray, labels: dict[str, np.ndarray], task: Task
+) -> np.ndarray:
+    """An image (rows, columns) and label maps of it side by side, named, as a picture (rows, columns, 3) uint8."""
+    figure = _new_figure(2.2 * (1 + len(labels)), 2.6)
+    grid = figure.subplots(1, 1 + len(labels), squeeze=False)[0]
+    for axes, (title, label) in zip(grid, [("image", None), *labels.items()], strict=True):
+        _show(axes, image, label, _limits(image), task)
+        axes.set_title(title, fontsize=9)
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()  # type: ignore[attr-defined]
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a picture, whole or not at all."""
+    replace_file(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
+
+
+def training_figure(
+    history: dict[str, list[dict[str, float]]], title: str, task: Task, path: Path
+) -> None:
     """Three panels over the iterations: the losses, temperature and learning rate, Dice on the validation list."""
     figure = _new_figure(11, 3.2)
+    figure.suptitle(plain(title), fontsize=10)
     losses, schedule, validation = figure.subplots(1, 3)
-    steps = [entry["iteration"] for entry in history["losses"]]
-    for name, colour in LOSS_COLOURS.items():
-        if history["losses"] and name in history["losses"][0]:
-            values = [entry[name] for entry in history["losses"]]
-            losses.plot(steps, values, color=colour, label=LOSS_NAMES[name], linewidth=1.2)
-    losses.set_yscale("log")
-    losses.set_title("losses (before weighting)", fontsize=10)
+    entries = history["losses"]
+    steps = [entry["iteration"] for entry in entries]
+    for name, (colour, label) in LOSSES.items():
+        if entries and name in entries[0]:
+            values = [entry[name] for entry in entries]
+            losses.plot(steps, values, color=colour, label=label, linewidth=1.2)
+    losses.set_title("losses", fontsize=10)
+    losses.set_yscale("symlog", linthresh=0.1)
     losses.legend(fontsize=8, frameon=False)
-    _schedule_panel(schedule, history["losses"], steps)
+    _schedule_panel(schedule, entries, steps)
     when = [entry["iteration"] for entry in history["validation"]]
-    for name, colour in zip(FOREGROUND, COLOURS[1:], strict=True):
+    for name, colour in zip(task.classes[1:], task.colours[1:], strict=True):
         values = [100 * entry[name] for entry in history["validation"]]
-        validation.plot(when, values, color=colour, label=name, marker="o", markersize=3)
+        validation.plot(when, values, color=colour, label=plain(name), marker="o", markersize=3)
     validation.set_ylim(0, 100)
     validation.set_title("validation Dice %", fontsize=10)
     validation.legend(fontsize=8, frameon=False)
@@ -160,13 +208,16 @@ def training_figure(history: dict[str, list[dict[str, float]]], path: Path) -> N
         axes.set_xlabel("iteration", fontsize=9)
         axes.grid(alpha=0.25)
         axes.tick_params(labelsize=8)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def _schedule_panel(axes: Any, entries: Sequence[dict[str, float]], steps: Sequence[float]) -> None:
-    axes.plot(steps, [entry["temperature"] for entry in entries], color="#e4405f")
-    axes.set_ylabel("temperature τ", color="#e4405f", fontsize=9)
     axes.set_title("schedules", fontsize=10)
+    if not entries:
+        return
+    if "temperature" in entries[0]:
+        axes.plot(steps, [entry["temperature"] for entry in entries], color="#e4405f")
+        axes.set_ylabel("temperature τ", color="#e4405f", fontsize=9)
     rate = axes.twinx()
     rate.plot(steps, [entry["learning_rate"] for entry in entries], color="#3b8bea")
     rate.set_ylabel("learning rate", color="#3b8bea", fontsize=9)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from .errors import TrainerError
-from .evaluation import FOREGROUND
+from .files import replace_file
+from .stages import Losses
+from .stopping import tell
 
 History = dict[str, list[dict[str, float]]]
 SECONDS_BETWEEN_LINES = 30.0  # of the record, where no progress bar is shown
@@ -26,24 +29,35 @@ def diverged(iteration: int) -> str:
 
 
 class Record:
-    """Collects numbers during training; `history` goes into checkpoints, so a resumed run has all of it."""
+    """Collects numbers during a stage; `history` goes into checkpoints, so a resumed run has all of it.
 
-    def __init__(self, folder: Path, history: History | None, start: int, total: int) -> None:
-        self.folder, self.total = folder, total
-        self._next_line = 0.0
+    `unheard` becomes true when what is printed reaches nobody any more.
+    """
+
+    def __init__(
+        self, folder: Path, history: History | None, start: int, total: int, title: str
+    ) -> None:
+        self.folder, self.start, self.total, self.title = folder, start, total, title
+        self.unheard = False
         self.history: History = history or {"losses": [], "validation": []}
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+        self._begin = self._next_line = time.monotonic()
+        self._steps = self._images = 0
+        # Entries of steps that were not checkpointed come once more; those up to the checkpoint stay.
+        self.writer = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=start + 1
+        )
         self.bar = tqdm(
-            total=total,
-            initial=start,
-            unit="step",
-            desc="training",
-            dynamic_ncols=True,
-            disable=None,
+            total=total, initial=start, unit="step", desc=title, dynamic_ncols=True, disable=None
         )
 
-    def add_losses(self, iteration: int, losses: dict[str, Tensor], **schedules: float) -> None:
-        """Keep the losses and schedules of a step.
+    def add_step(self, images: int) -> None:
+        """Count a step."""
+        self._steps += 1
+        self._images += images
+        self.bar.update()
+
+    def add_losses(self, iteration: int, losses: Losses, schedules: dict[str, float]) -> None:
+        """Keep the losses and schedules of a step (reading the losses waits for the device).
 
         Raises:
             TrainerError: when the loss is not finite.
@@ -55,39 +69,65 @@ class Record:
         for name, value in entry.items():
             kind = "schedule" if name in schedules else "loss"
             self.writer.add_scalar(f"{kind}/{name}", value, iteration)
+        rate = self._images / max(time.monotonic() - self._begin, 1e-9)
+        self.writer.add_scalar("speed/images_per_second", rate, iteration)
         self.bar.set_postfix(loss=f"{entry['total']:.3f}", refresh=False)
-        if (
-            self.bar.disable and time.monotonic() > self._next_line
-        ):  # no terminal: a line now and then
-            self.tell(f"iteration {iteration} of {self.total}: loss {entry['total']:.4f}")
-            self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+        now = time.monotonic()
+        if self.bar.disable and now >= self._next_line:  # no terminal: a line now and then
+            self._next_line = now + SECONDS_BETWEEN_LINES
+            self.tell(
+                f"{self.title} {iteration} of {self.total}: loss {entry['total']:.4f}, "
+                f"{rate:.1f} images/s, {duration(self.seconds_left())} left"
+            )
+
+    def seconds_left(self) -> float:
+        """By the mean duration of a step since this process began."""
+        left = self.total - self.start - self._steps
+        return left * (time.monotonic() - self._begin) / max(self._steps, 1)
 
     def add_validation(self, iteration: int, summary: dict[str, Any]) -> None:
         """Keep the Dice of every class on the validation list, and tell it."""
-        entry = {name: summary["classes"][name]["dice"] for name in FOREGROUND} | {
-            "mean": summary["mean_dice"]
-        }
+        entry = {name: scores["dice"] for name, scores in summary["classes"].items()}
+        entry["mean"] = summary["mean_dice"]
         self.history["validation"].append({"iteration": iteration, **entry})
         for name, value in entry.items():
             self.writer.add_scalar(f"validation_dice/{name}", value, iteration)
         parts = ", ".join(f"{name} {100 * value:.1f}" for name, value in entry.items())
-        self.tell(f"iteration {iteration}: validation Dice % {parts}")
+        self.tell(f"{self.title} {iteration}: validation Dice % {parts}")
+
+    def add_panel(self, iteration: int, name: str, picture: np.ndarray) -> None:
+        """A picture (rows, columns, 3) uint8 for TensorBoard."""
+        self.writer.add_image(f"panel/{name}", picture, iteration, dataformats="HWC")
 
     def tell(self, line: str) -> None:
         """Print a line without breaking the progress bar."""
-        tqdm.write(line)
-        sys.stdout.flush()
+        with tqdm.external_write_mode(file=sys.stdout, nolock=False):
+            self.unheard |= not tell(line)
+
+    def write(self) -> None:
+        """Write the record as CSV, and what TensorBoard has so far."""
+        for name, entries in self.history.items():
+            write_csv(self.folder / f"{name}.csv", entries)
+        self.writer.flush()
 
     def close(self) -> None:
-        """Write the record as CSV and end TensorBoard's file and the bar."""
-        for name, entries in self.history.items():
-            _write_csv(self.folder / f"{name}.csv", entries)
+        """End TensorBoard's file and the bar."""
         self.writer.close()
         self.bar.close()
 
 
-def _write_csv(path: Path, entries: list[dict[str, float]]) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(entries[0]) if entries else ["iteration"])
-        writer.writeheader()
-        writer.writerows(entries)
+def write_csv(path: Path, entries: list[dict[str, float]]) -> None:
+    """Entries of the same fields as a table."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(entries[0]) if entries else ["iteration"])
+    writer.writeheader()
+    writer.writerows(entries)
+    replace_file(path, lambda temporary: temporary.write_text(text.getvalue(), newline=""))
+
+
+def duration(seconds: float) -> str:
+    """A duration in words: 40 s, 12 min, 3 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

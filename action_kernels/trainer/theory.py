@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,54 +14,65 @@ from torch import Tensor
 from action_kernels import sample_pixels
 from action_kernels.diagnostics import Alignment, ClassMeans, NearestCenterError, theorem_condition
 
-from .augmentation import resize, standardise
-from .configuration import Configuration
-from .data import ACDC, Case
-from .evaluation import SLICES_AT_ONCE
-from .step import TrainingState
+from .data.task import Task
+from .data.transforms import padded, resize, standardise
+from .data.volume import Case
+from .evaluation import evaluating
+from .inference import IMAGES_AT_ONCE, as_images
+from .networks import SegmentationModel
 
 PIXELS_PER_CLASS = 64  # of every few slices: enough for means over a list of cases
 
 
-@torch.inference_mode()
-def measure_embeddings(state: TrainingState, cases: Sequence[Case]) -> dict[str, Any]:
-    """What `action_kernels.diagnostics` measures, on pixels of every class of `cases`, by the student.
+@dataclass(frozen=True)
+class Embedder:
+    """A trained model and what its measurements need: the centres allocated to its classes, and how images are fitted."""
 
-    The two views of the alignment are a slice and its mirror image; centres are those allocated by SAACL. Numbers that
-    no pixel defines are None.
+    model: SegmentationModel
+    centers: Tensor
+    task: Task
+    patch: tuple[int, ...]
+    fit: str
+    interpolation: str
+    device: torch.device
+
+
+@torch.inference_mode()
+def measure_embeddings(embedder: Embedder, cases: Sequence[Case], seed: int) -> dict[str, Any]:
+    """What `action_kernels.diagnostics` measures, on pixels of every class of `cases`.
+
+    The two views of the alignment are an image and its mirror image. Numbers that no pixel defines are None.
     """
-    centers = state.saacl.allocated_centers()
-    alignment = Alignment(ACDC.num_classes)
-    means = ClassMeans(ACDC.num_classes)
-    error = NearestCenterError(centers)
-    generator = torch.Generator(state.device).manual_seed(state.config.seed)
-    state.student.eval()
-    for case in cases:
-        for images, labels in _patches(case, state.config):
-            images, labels = images.to(state.device), labels.to(state.device)
-            index, _ = sample_pixels(
-                None,
-                labels,
-                PIXELS_PER_CLASS,
-                num_classes=ACDC.num_classes,
-                generator=generator,
-            )
-            index = index[index >= 0]
-            first, second = (
-                state.student.embeddings(state.student(view)[1]).at(pixels)
-                for view, pixels in ((images, index), (images.flip(-1), mirrored(index, images)))
-            )
-            classes = labels.flatten()[index]
-            alignment.update(first, second, classes, image=case.name)
-            means.update(first, classes)
-            error.update(first, classes)
-    state.student.train()
+    model, task = embedder.model, embedder.task
+    alignment = Alignment(task.num_classes)
+    means = ClassMeans(task.num_classes)
+    error = NearestCenterError(embedder.centers)
+    generator = torch.Generator(embedder.device).manual_seed(seed)
+    with evaluating(model):
+        for case in cases:
+            for images, labels in _patches(case, embedder):
+                index, _ = sample_pixels(
+                    None,
+                    labels,
+                    PIXELS_PER_CLASS,
+                    num_classes=task.num_classes,
+                    generator=generator,
+                )
+                index = index[index >= 0]
+                first, second = (
+                    model.embeddings(model(view)[1]).at(pixels)
+                    for view, pixels in ((images, index), (images.flip(-1), mirrored(index, images)))
+                )
+                classes = labels.flatten()[index]
+                alignment.update(first, second, classes, image=case.name)
+                means.update(first, classes)
+                error.update(first, classes)
     errors, condition = error.compute(), theorem_condition(means.compute())
     return {
         "alignment": _number(alignment.compute()),
         "class_divergence": _number(condition.divergence),
         "nearest_center_error": {
-            **{name: _number(e) for name, e in zip(ACDC.classes, errors.per_class, strict=True)},
+            **{name: _number(e) for name, e in zip(task.classes, errors.per_class, strict=True)},
             "mean": _number(errors.mean),
         },
         "theorem_1": {
@@ -71,16 +83,32 @@ def measure_embeddings(state: TrainingState, cases: Sequence[Case]) -> dict[str,
     }
 
 
-def _patches(case: Case, config: Configuration) -> Iterator[tuple[Tensor, Tensor]]:
-    """Slices as the network sees them: images (B, 1, H, W) and labels (B, H, W)."""
-    volume, size = case.read(), (config.patch_size, config.patch_size)
-    assert volume.label is not None  # a split's cases have one
-    standard = standardise(volume.image[0])
-    images = np.stack([resize(part, size, config.interpolation) for part in standard])
-    labels = np.stack([resize(part, size) for part in volume.label])
-    for start in range(0, len(images), SLICES_AT_ONCE):
-        part = slice(start, start + SLICES_AT_ONCE)
-        yield torch.from_numpy(images[part])[:, None], torch.from_numpy(labels[part]).long()
+def _patches(case: Case, embedder: Embedder) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images (B, C, *size) as the network sees them, and their labels (B, *size); of large ones the middle."""
+    volume, patch = case.read(), embedder.patch
+    assert volume.label is not None
+    image, label = standardise(volume.image), volume.label[None]
+    if embedder.fit == "resize":
+        image, label = resize(image, patch, embedder.interpolation), resize(label, patch)
+    else:
+        image, label = (_middle(padded(array, patch), patch) for array in (image, label))
+    images, labels = as_images(image, patch), as_images(label, patch)[:, 0]
+    for start in range(0, len(images), IMAGES_AT_ONCE):
+        part = slice(start, start + IMAGES_AT_ONCE)
+        yield (
+            torch.from_numpy(images[part]).to(embedder.device),
+            torch.from_numpy(labels[part]).long().to(embedder.device),
+        )
+
+
+def _middle(array: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """The middle box of `size` along the last axes."""
+    shape = array.shape[array.ndim - len(size) :]
+    box = (
+        slice((length - wanted) // 2, (length - wanted) // 2 + wanted)
+        for length, wanted in zip(shape, size, strict=True)
+    )
+    return np.ascontiguousarray(array[(..., *box)])
 
 
 def mirrored(index: Tensor, images: Tensor) -> Tensor:

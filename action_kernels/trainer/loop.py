@@ -1,0 +1,89 @@
+"""The loop over the steps of a stage: records, validations, checkpoints, and stopping. It knows no stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .checkpoints import WEIGHTS_FILES, Checkpoints, Kind, Progress, save_weights
+from .configuration import RunConfiguration
+from .data.sampling import Batch
+from .errors import TrainerError
+from .evaluation import Summary
+from .records import Record, diverged
+from .stages import Losses, Stage
+from .stopping import StopRequest
+
+
+@dataclass
+class Loop:
+    """The remaining steps of one stage.
+
+    Attributes:
+        total: steps of the stage; done: those before.
+        validate: scores the student; its ``mean_dice`` decides which checkpoint is the best.
+    """
+
+    stage: Stage
+    checkpoints: Checkpoints
+    record: Record
+    every: RunConfiguration
+    total: int
+    done: int
+    validate: Callable[[int], Summary]
+    stop: StopRequest
+
+    def run(self, batches: Iterable[Batch]) -> bool:
+        """Take the steps; False when asked to stop before the last one. The state is saved either way."""
+        for batch in batches:
+            losses = self.step(batch)
+            self.done += 1
+            self.record.add_step(len(batch))
+            if self.due(self.every.log_every) or self.done == 1:
+                self.record.add_losses(self.done, losses, self.stage.schedules(self.done - 1))
+            if self.every.validate_every and self.due(self.every.validate_every):
+                self.add_validation()
+            self.stop.requested |= self.record.unheard
+            if self.due(self.every.checkpoint_every) or self.stop.requested:
+                self.save("last")
+            if self.stop.requested:
+                break
+        return self.done >= self.total
+
+    def due(self, every: int) -> bool:
+        return self.done % every == 0 or self.done == self.total
+
+    def step(self, batch: Batch) -> Losses:
+        """The stage's step; where numbers are no longer finite, say what happened."""
+        try:
+            return self.stage.step(batch, self.done)
+        except ValueError as error:
+            if all(_finite(module) for module in self.stage.modules.values()):
+                raise
+            raise TrainerError(diverged(self.done)) from error
+
+    def add_validation(self) -> None:
+        """Score the student; keep its checkpoint when it is the best so far."""
+        best = max((entry["mean"] for entry in self.record.history["validation"]), default=-1.0)
+        summary = self.validate(self.done)
+        self.record.add_validation(self.done, summary)
+        if summary["mean_dice"] > best:
+            self.save("best")
+
+    def save(self, kind: Kind) -> None:
+        """Write a checkpoint, and the student's weights once more for others to read."""
+        progress = Progress(self.done, self.record.history)
+        self.checkpoints.save(self.stage, progress, kind)
+        if kind == "best" or self.done == self.total:
+            facts = {"stage": self.checkpoints.stage, "kind": kind, "iteration": str(self.done)}
+            save_weights(self.checkpoints.folder / WEIGHTS_FILES[kind], self.stage, facts)
+        self.record.write()
+
+
+def _finite(module: object) -> bool:
+    return not isinstance(module, nn.Module) or all(
+        bool(torch.isfinite(parameter).all()) for parameter in module.parameters()
+    )

@@ -1,0 +1,127 @@
+"""What a stage is to the loop, and what it is made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from ..configuration import Configuration, StageName
+from ..data.sampling import Batch
+from ..data.task import Task
+from ..method.optimisation import Optimisation
+from ..networks import SegmentationModel, build_network
+
+Losses: TypeAlias = dict[str, Tensor]
+
+
+class Stateful(Protocol):
+    """Anything whose state a checkpoint keeps."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+class Stage(Protocol):
+    """A way of training: what it keeps, and its step.
+
+    Attributes:
+        modules: everything that a step changes, by name; a checkpoint keeps all of it and nothing else.
+            ``modules["network"]`` is the student: images to ``(logits, pyramid)``.
+        teacher: images to ``(logits, pyramid)``, or None where there is no teacher.
+        unlabelled_batch: unlabelled images that a step wants.
+    """
+
+    modules: dict[str, Any]
+    teacher: nn.Module | None
+    unlabelled_batch: int
+
+    def step(self, batch: Batch, iteration: int) -> Losses:
+        """One step; `iteration` is the number of steps done before.
+
+        Returns:
+            The losses, detached, without their weights, and the weighted ``total``.
+        """
+
+    def schedules(self, iteration: int) -> dict[str, float]:
+        """What followed a schedule in the step `iteration`: the learning rate, temperatures, weights."""
+
+    def initialise(self, weights: dict[str, dict[str, Tensor]]) -> None:
+        """Start from trained weights (by the names of `modules`): the student's, for student and teacher alike."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a stage is built from."""
+
+    config: Configuration
+    task: Task
+    patch: tuple[int, ...]
+    device: torch.device
+    name: StageName
+
+    @property
+    def iterations(self) -> int:
+        return self.config.iterations(self.name)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.task.classes)
+
+    @property
+    def autocast(self) -> torch.autocast:
+        """The mixed precision of the networks."""
+        return autocast(self.config, self.device)
+
+    def network(self) -> nn.Module:
+        """A new network on the device, with random weights."""
+        config = self.config.network
+        return build_network(
+            config.network,
+            spatial_dims=self.task.spatial_dims,
+            in_channels=self.task.channels,
+            num_classes=self.num_classes,
+            widths=config.widths,
+            norm=config.norm,
+            dropout=config.dropout,
+        ).to(self.device)
+
+    def model(self) -> SegmentationModel:
+        """A new network with a representation head."""
+        config = self.config.network
+        return SegmentationModel(
+            self.network(),
+            self.task.spatial_dims,
+            self.num_classes,
+            config.embedding_dim,
+            config.head,
+        ).to(self.device)
+
+    def optimisation(self, *modules: nn.Module) -> Optimisation:
+        """An optimiser of the modules' parameters, by the stage's learning rate and length."""
+        config = self.config
+        stage = config.pretrain if self.name == "pretrain" else config.finetune
+        rate = config.pretrain.learning_rate if self.name == "pretrain" else None
+        return Optimisation(
+            [parameter for module in modules for parameter in module.parameters()],
+            config.optimiser,
+            learning_rate=rate or config.optimiser.learning_rate,
+            nesterov=stage.nesterov,
+            total=self.iterations,
+            scale_loss=config.run.amp == "fp16",
+            device=self.device,
+        )
+
+
+def autocast(config: Configuration, device: torch.device) -> torch.autocast:
+    """The mixed precision of a (resolved) configuration on a device."""
+    dtype = torch.float16 if config.run.amp == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=config.run.amp not in ("off", "auto"))
+
+
+def detached(losses: Losses, total: Tensor) -> Losses:
+    """What a step returns."""
+    return {name: loss.detach() for name, loss in {**losses, "total": total}.items()}
