@@ -126,9 +126,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except MemoryError:
         raise
     except Exception as error:  # what is raised for a damaged file depends on the damage
-        raise TrainerError(
-            f"the checkpoint {path} cannot be read: {_first_line(error)}"
-        ) from error
+        raise TrainerError(f"the checkpoint {path} cannot be read: {_first_line(error)}") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
         raise TrainerError(

@@ -6,42 +6,30 @@ import argparse
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .configuration import (
     CONFIGURATION_FILE,
-    PRESETS,
     Configuration,
     add_arguments,
-    given_fields,
-    option_name,
-    preset,
+    given_options,
+    options,
 )
 from .errors import TrainerError
+from .presets import PRESETS, preset
 
+WRONG = 2
 INTERRUPTED = 130
-
-# What may differ when a run goes on: where it runs and what it records, not what it computes.
-RESUME_MAY_CHANGE = (
-    "data",
-    "allow_missing",
-    "device",
-    "num_workers",
-    "log_every",
-    "validate_every",
-    "checkpoint_every",
-    "final_list",
-)
+UNHEARD = 141  # what a shell gives a process that SIGPIPE ended
 
 
 def add_commands(subparsers: Any) -> None:
     """Add ``train`` and ``evaluate`` to an argparse subparsers object; each sets ``run`` to its function."""
     train = subparsers.add_parser(
         "train",
-        help="train ACTION++ on ACDC or on phantoms, and evaluate",
-        description="Train ACTION++ (fine-tuning stage) and evaluate the result.",
+        help="train ACTION++ on your data or on phantoms, and evaluate",
+        description="Train ACTION++ (pre-training, then fine-tuning) or one stage of it, and evaluate the result.",
         epilog="example: action-kernels train --preset demo",
     )
     train.add_argument(
@@ -51,15 +39,17 @@ def add_commands(subparsers: Any) -> None:
         "--output", type=Path, help="folder for everything the run leaves (default: runs/PRESET)"
     )
     train.add_argument(
-        "--resume", action="store_true", help="go on from the output folder's latest checkpoint"
+        "--resume",
+        action="store_true",
+        help="go on from the output folder's latest checkpoint; with a larger --max-iterations also a finished run",
     )
     add_arguments(train)
     train.set_defaults(run=run_train)
 
     evaluate = subparsers.add_parser(
         "evaluate",
-        help="evaluate a finished run on a list of cases",
-        description="Evaluate the checkpoint of a run: metrics, predictions as NIfTI, a picture per case.",
+        help="evaluate a run on a list of cases",
+        description="Evaluate a checkpoint of a run: metrics, predictions as NIfTI, a picture per case.",
         epilog="example: action-kernels evaluate runs/demo --list test",
     )
     evaluate.add_argument("folder", type=Path, metavar="RUN", help="the output folder of 'train'")
@@ -67,75 +57,152 @@ def add_commands(subparsers: Any) -> None:
     evaluate.add_argument(
         "--list", choices=("test", "val"), default="test", help="which patients (default: test)"
     )
-    evaluate.add_argument("--output", type=Path, help="folder for the results (default: RUN/LIST)")
+    evaluate.add_argument(
+        "--checkpoint",
+        choices=("last", "best"),
+        default="last",
+        help="the last one, as the paper does, or the best on the validation list (default: last)",
+    )
+    evaluate.add_argument(
+        "--output", type=Path, help="folder for the results (default: RUN/LIST, RUN/LIST-best)"
+    )
     evaluate.add_argument("--device", help="'auto', 'cpu', 'cuda' … (default: that of the run)")
     evaluate.set_defaults(run=run_evaluate)
 
 
-def _telling_errors(
+def telling_errors(
     command: Callable[[argparse.Namespace], int],
 ) -> Callable[[argparse.Namespace], int]:
-    """Errors that the user can put right become one sentence on stderr and exit status 2."""
+    """The one place where what ends a command becomes a sentence on stderr and an exit status.
+
+    What the user can put right, what the system refuses (files, memory) and Ctrl-C; anything else is a fault of this
+    program and keeps its traceback.
+    """
 
     @functools.wraps(command)
     def wrapper(arguments: argparse.Namespace) -> int:
         try:
             return command(arguments)
         except TrainerError as error:
-            message = str(error)
+            return told(str(error), WRONG)
         except ModuleNotFoundError as error:
-            message = f'{error.name} is not installed; the trainer needs: pip install "action_kernels[train]"'
-        print(f"action-kernels: {message}", file=sys.stderr)
-        return 2
+            return told(
+                f'{error.name} is not installed; the trainer needs: pip install "action_kernels[train]"',
+                WRONG,
+            )
+        except BrokenPipeError:
+            from .stopping import silence
+
+            silence()
+            return UNHEARD
+        except KeyboardInterrupt:
+            return told("interrupted", INTERRUPTED)
+        except (OSError, MemoryError) as error:
+            return told(system_error(error), WRONG)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                return told(out_of_memory(error), WRONG)
+            raise
 
     return wrapper
 
 
-@_telling_errors
+def told(message: str, status: int) -> int:
+    """Print a sentence on stderr, where anybody still listens, and return the status."""
+    try:
+        print(f"action-kernels: {message}", file=sys.stderr, flush=True)
+    except OSError:
+        pass
+    return status
+
+
+def system_error(error: OSError | MemoryError) -> str:
+    """What the system refused, with the file's name where it has one."""
+    if isinstance(error, MemoryError):
+        return out_of_memory(error)
+    name = getattr(error, "filename", None)
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return f"{name}: {reason}" if name else str(reason)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch found no memory (its CPU allocator raises a plain RuntimeError)."""
+    return type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error)
+
+
+def out_of_memory(error: BaseException) -> str:
+    """What to do about it."""
+    first = (str(error).splitlines() or [""])[0]
+    return (
+        f"out of memory; a smaller batch, --patch-size or --queue-size needs less. {first}".strip()
+    )
+
+
+@telling_errors
 def run_train(arguments: argparse.Namespace) -> int:
     """The ``train`` command: 0 when finished, 2 for what the user can put right, 130 when interrupted."""
-    from .training import Interrupted, run_training
-
     folder = output_folder(arguments.output, arguments.preset, arguments.resume)
     config = chosen_configuration(arguments, folder)
+    from .run import run_training  # after the arguments: torch takes seconds to import
+    from .stopping import Interrupted
+
     try:
         run_training(config, folder, resume=arguments.resume)
     except Interrupted as stopped:
-        print(f"{stopped}; go on with: action-kernels train --resume --output {folder}")
-        return INTERRUPTED
+        return told(
+            f"{stopped}; go on with: action-kernels train --resume --output {folder}", INTERRUPTED
+        )
     return 0
 
 
-@_telling_errors
+@telling_errors
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """The ``evaluate`` command."""
-    from .training import evaluate_run
+    from .run import evaluate_run
 
     changes = {
         name: getattr(arguments, name) for name in ("data", "device") if getattr(arguments, name)
     }
-    output = arguments.output or arguments.folder / arguments.list
-    evaluate_run(arguments.folder, arguments.list, output, **changes)
+    suffix = "" if arguments.checkpoint == "last" else "-best"
+    output = arguments.output or arguments.folder / f"{arguments.list}{suffix}"
+    evaluate_run(arguments.folder, arguments.list, output, kind=arguments.checkpoint, **changes)
     return 0
 
 
 def chosen_configuration(arguments: argparse.Namespace, folder: Path) -> Configuration:
-    """The preset with the fields given, or, to resume, the configuration of the run."""
-    given = given_fields(arguments)
+    """The preset with the options given, or, to resume, the configuration of the run."""
+    given = given_options(arguments)
     if not arguments.resume:
-        return preset(arguments.preset or _preset_for(given), **given)
+        config = preset(arguments.preset or _preset_for(given), **given)
+        _refuse_without_effect(config, given)
+        return config
     config = Configuration.load(folder / CONFIGURATION_FILE)
     if arguments.preset:
         given = {**PRESETS[arguments.preset], **given}
-    for name, value in given.items():
-        if name not in RESUME_MAY_CHANGE and value != getattr(config, name):
+    changed = config.with_values(given)
+    from .checkpoints import MAY_CHANGE
+
+    for option in options():
+        if option.key in given and option.key not in MAY_CHANGE:
+            wanted, had = changed.value(option), config.value(option)
+            if wanted != had:
+                raise TrainerError(
+                    f"{option.name}: {wanted} was given, but the run to resume has {had}; "
+                    f"leave it out, or start a new run in another --output"
+                )
+    return changed
+
+
+def _refuse_without_effect(config: Configuration, given: dict[str, Any]) -> None:
+    """The length of a stage that does not run is a mistake."""
+    for key, stages in (
+        ("pretrain_iterations", {"pretrain"}),
+        ("max_iterations", {"finetune", "supervised", "mean_teacher"}),
+    ):
+        if key in given and not stages & set(config.stages):
             raise TrainerError(
-                f"{option_name(name)}: {value} was given, but the run to resume has {getattr(config, name)}; "
-                f"leave it out, or start a new run in another --output"
+                f"--{key.replace('_', '-')} has no effect with --stage {config.run.stage}"
             )
-    return replace(
-        config, **{name: value for name, value in given.items() if name in RESUME_MAY_CHANGE}
-    )
 
 
 def _preset_for(given: dict[str, Any]) -> str:

@@ -52,6 +52,12 @@ class DataConfiguration:
     allow_missing: bool = _setting(
         False, "train without the patients of the lists that are not on disk"
     )
+    spatial_dims: int | None = _setting(
+        None, "2 or 3, where the data's layout does not say it", least=2, most=3
+    )
+    classes: tuple[str, ...] | None = _setting(
+        None, "names of the classes, background first, where the data's layout does not say them"
+    )
     labelled_patients: int = _setting(
         7, "patients of the training list whose labels are used", least=1, most=_MILLION
     )
@@ -59,13 +65,20 @@ class DataConfiguration:
         24, "patients to generate when data is 'phantom'", least=4, most=10_000
     )
     patch_size: tuple[int, ...] = _setting(
-        (256,), "pixels a side of what the networks see; one number serves all axes", least=8, most=4096
+        (256,),
+        "pixels a side of what the networks see; one number serves all axes",
+        least=8,
+        most=4096,
     )
     fit: Literal["resize", "crop"] = _setting(
-        "resize", "how an image becomes a patch: resized to it, or a random crop and a sliding window"
+        "resize",
+        "how an image becomes a patch: resized to it, or a random crop and a sliding window",
     )
     stride: tuple[int, ...] | None = _setting(
-        None, "pixels between sliding windows where fit is crop (default: half the patch)", least=1, most=4096
+        None,
+        "pixels between sliding windows where fit is crop (default: half the patch)",
+        least=1,
+        most=4096,
     )
     interpolation: Literal["nearest", "linear"] = _setting(
         "nearest", "how images are resized and rotated"
@@ -73,7 +86,10 @@ class DataConfiguration:
     labelled_batch: int = _setting(4, "labelled images a step", least=1, most=4096)
     unlabelled_batch: int = _setting(4, "unlabelled images a step", least=1, most=4096)
     num_workers: int = _setting(
-        2, "processes that prepare batches; 0 prepares them in the training process", least=0, most=256
+        2,
+        "processes that prepare batches; 0 prepares them in the training process",
+        least=0,
+        most=256,
     )
 
 
@@ -81,11 +97,12 @@ class DataConfiguration:
 class NetworkConfiguration:
     """The segmentation network and the representation head."""
 
-    network: str = _setting(
-        "unet", "unet, vnet, basic-unet, or your own as package.module:factory"
-    )
+    network: str = _setting("unet", "unet, vnet, basic-unet, or your own as package.module:factory")
     widths: tuple[int, ...] = _setting(
-        (16, 32, 64, 128, 256), "channels of the network's levels, fine to coarse", least=1, most=8192
+        (16, 32, 64, 128, 256),
+        "channels of the network's levels, fine to coarse",
+        least=1,
+        most=8192,
     )
     norm: Literal["batch", "instance"] = _setting("batch", "normalisation layers of the network")
     dropout: float | None = _setting(
@@ -94,31 +111,26 @@ class NetworkConfiguration:
     head: Literal["sampled", "dense"] = _setting(
         "sampled", "representation head: evaluated at the pixels used, or as a map of every pixel"
     )
-    embedding_dim: int = _setting(
-        128, "dimensions of the pixel embeddings", least=1, most=8192
-    )
+    embedding_dim: int = _setting(128, "dimensions of the pixel embeddings", least=1, most=8192)
 
 
 @dataclass(frozen=True)
 class PretrainConfiguration:
     """Relational distillation, global and local, before the fine-tuning (METHOD: eq. 1 of the paper)."""
 
-    iterations: int = _setting(
-        10_000, "steps of the pre-training", least=1, most=1000 * _MILLION
-    )
+    iterations: int = _setting(10_000, "steps of the pre-training", least=1, most=1000 * _MILLION)
     learning_rate: float | None = _setting(
         None, "learning rate of the pre-training at the start (default: --learning-rate)", above=0
     )
     nesterov: bool = _setting(False, "Nesterov momentum in the pre-training")
-    global_dim: int = _setting(
-        512, "numbers in the vector of a whole image", least=1, most=65_536
-    )
+    global_dim: int = _setting(512, "numbers in the vector of a whole image", least=1, most=65_536)
     window: tuple[int, ...] | None = _setting(
-        None, "pixels a side of the local windows (default: a quarter of the patch)", least=2, most=4096
+        None,
+        "pixels a side of the local windows (default: a quarter of the patch)",
+        least=2,
+        most=4096,
     )
-    pooled: int = _setting(
-        8, "pixels a side to which a window is pooled", least=1, most=256
-    )
+    pooled: int = _setting(8, "pixels a side to which a window is pooled", least=1, most=256)
     bank_size: int = _setting(
         36, "teacher vectors remembered, of whole images and of every window position",
         least=1, most=_MILLION,
@@ -146,11 +158,10 @@ class FinetuneConfiguration:
     mix: Literal["cutmix", "classmix", "none"] = _setting(
         "cutmix", "how unlabelled images are mixed"
     )
-    strong_augmentation: bool = _setting(
-        True, "jitter and blur the mixed images of the student"
-    )
+    strong_augmentation: bool = _setting(True, "jitter and blur the mixed images of the student")
     pseudo_label_weighting: Literal["image", "pixel"] = _setting(
-        "image", "weigh an image by its fraction of confident pixels, or count confident pixels alone"
+        "image",
+        "weigh an image by its fraction of confident pixels, or count confident pixels alone",
     )
     strong_threshold: float = _setting(
         0.97, "confidence of a reliable pseudo-label, and of an easy pixel", least=0, most=1
@@ -158,18 +169,14 @@ class FinetuneConfiguration:
     weak_threshold: float = _setting(
         0.7, "pseudo-labels below this confidence take no part in AnCo", least=0, most=1
     )
-    unsupervised_weight: float = _setting(
-        1.0, "weight of the pseudo-label cross-entropy", least=0
-    )
+    unsupervised_weight: float = _setting(1.0, "weight of the pseudo-label cross-entropy", least=0)
     saacl_weight: float = _setting(
         0.01, "weight of SAACL on labelled pixels; 0 leaves it out", least=0
     )
     anco_weight: float = _setting(
         0.01, "weight of anatomical contrast on all pixels; 0 leaves it out", least=0
     )
-    center_weight: float = _setting(
-        0.2, "weight of the centre term in SAACL (lambda_a)", least=0
-    )
+    center_weight: float = _setting(0.2, "weight of the centre term in SAACL (lambda_a)", least=0)
     queries_per_class: int = _setting(
         256, "pixels per class in SAACL and AnCo", least=1, most=_MILLION
     )
@@ -252,7 +259,9 @@ class Configuration:
             self._check(option)
         for section in (self.pretrain, self.finetune):
             low, high = section.temperature_low, section.temperature_high
-            name = "--pretrain-temperature-high" if section is self.pretrain else "--temperature-high"
+            name = (
+                "--pretrain-temperature-high" if section is self.pretrain else "--temperature-high"
+            )
             _require(name, high, high >= low, f"at least {name.replace('high', 'low')} ({low})")
         _require(
             "--pretrain-temperature-high",
@@ -320,7 +329,9 @@ class Configuration:
     def from_dict(cls, values: Any, source: str) -> Configuration:
         """The configuration of a JSON form; `source` is named in errors."""
         if not isinstance(values, dict):
-            raise TrainerError(f"{source} does not hold a configuration but {type(values).__name__}")
+            raise TrainerError(
+                f"{source} does not hold a configuration but {type(values).__name__}"
+            )
         if values.get("format") != FORMAT:
             raise TrainerError(
                 f"{source} is of format {values.get('format', 1)}, this version reads format {FORMAT}; "
@@ -331,7 +342,9 @@ class Configuration:
         _refuse_unknown(source, sections, types_by_section)
         for name, fields in sections.items():
             if not isinstance(fields, dict):
-                raise TrainerError(f"{source}: {name} holds {fields!r}, a group of fields is accepted")
+                raise TrainerError(
+                    f"{source}: {name} holds {fields!r}, a group of fields is accepted"
+                )
             _refuse_unknown(f"{source}: {name}", fields, get_type_hints(types_by_section[name]))
         try:
             return cls(**{name: types_by_section[name](**f) for name, f in sections.items()})
@@ -399,9 +412,13 @@ def converted(option: Option, value: Any) -> Any:
         return value
     if get_origin(kind) is tuple:
         value = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-        _require(option.name, value, 0 < len(value) <= 16, "one or several whole numbers")
-        for number in value:
-            _check_number(option, number, int)
+        noun = "names" if get_args(kind)[0] is str else "whole numbers"
+        _require(option.name, value, 0 < len(value) <= 256, f"one or several {noun}")
+        for entry in value:
+            if get_args(kind)[0] is str:
+                _require(option.name, entry, isinstance(entry, str), "names")
+            else:
+                _check_number(option, entry, int)
         return value
     if kind in (int, float):
         _check_number(option, value, kind)
@@ -469,7 +486,8 @@ def _argument(option: Option) -> dict[str, Any]:
     if get_origin(kind) is Literal:
         return {**argument, "choices": get_args(kind)}
     if get_origin(kind) is tuple:
-        return {**argument, "type": int, "nargs": "+", "metavar": "N"}
+        entry = get_args(kind)[0]
+        return {**argument, "type": entry, "nargs": "+", "metavar": "NAME" if entry is str else "N"}
     return {**argument, "type": kind, "metavar": kind.__name__.upper()}
 
 

@@ -136,11 +136,15 @@ def table(summary: Summary, unit: str) -> str:
         "HD95": ("hd95", 1, 2),
     }
     width = max(5, *(len(name) for name in summary["classes"])) + 1
-    heading = f"{'':{width}}" + "".join(f"{name.strip():>9}" for name in columns) + f"{'failures':>10}"
+    heading = (
+        f"{'':{width}}" + "".join(f"{name.strip():>9}" for name in columns) + f"{'failures':>10}"
+    )
     lines = []
     for name, values in [*summary["classes"].items(), ("mean", summary["mean"])]:
         failed = sum(name in ("mean", failure["class"]) for failure in summary["failures"])
-        numbers = (f"{factor * values[key]:9.{digits}f}" for key, factor, digits in columns.values())
+        numbers = (
+            f"{factor * values[key]:9.{digits}f}" for key, factor, digits in columns.values()
+        )
         lines.append(f"{name:{width}}" + "".join(numbers) + f"{failed:10}")
     groups = f"{'':{width}}{'paper, voxels':>18}{f'honest, {unit}':>18}"
     rule = "─" * len(heading)

@@ -89,7 +89,9 @@ class Shown:
 
     @classmethod
     def of(cls, result: CaseResult, task: Task) -> Shown:
-        truth = np.zeros_like(result.prediction) if result.volume.label is None else result.volume.label
+        truth = (
+            np.zeros_like(result.prediction) if result.volume.label is None else result.volume.label
+        )
         arrays = (result.volume.image[0], truth, result.prediction)
         return cls(*(in_slices(array, task) for array in arrays))
 
@@ -162,9 +164,7 @@ def gallery_figure(results: Sequence[CaseResult], task: Task, path: Path) -> Non
     save_figure(figure, path)
 
 
-def panel(
-    image: np.ndarray, labels: dict[str, np.ndarray], task: Task
-) -> np.ndarray:
+def panel(image: np.ndarray, labels: dict[str, np.ndarray], task: Task) -> np.ndarray:
     """An image (rows, columns) and label maps of it side by side, named, as a picture (rows, columns, 3) uint8."""
     figure = _new_figure(2.2 * (1 + len(labels)), 2.6)
     grid = figure.subplots(1, 1 + len(labels), squeeze=False)[0]

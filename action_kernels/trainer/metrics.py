@@ -61,9 +61,7 @@ def score(
     )
 
 
-def _one_is_empty(
-    predicted: bool, shape: Sequence[int], spacing: Sequence[float] | None
-) -> Scores:
+def _one_is_empty(predicted: bool, shape: Sequence[int], spacing: Sequence[float] | None) -> Scores:
     diagonal = float(np.linalg.norm(np.multiply(shape, 1.0 if spacing is None else spacing)))
     return Scores(
         paper_dice=1.0 if predicted else 0.0,

@@ -43,9 +43,7 @@ class Record:
         self._begin = self._next_line = time.monotonic()
         self._steps = self._images = 0
         # Entries of steps that were not checkpointed come once more; those up to the checkpoint stay.
-        self.writer = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=start + 1
-        )
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         self.bar = tqdm(
             total=total, initial=start, unit="step", desc=title, dynamic_ncols=True, disable=None
         )

@@ -7,45 +7,43 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import torch
 
 from action_kernels import __version__
 
+<<<<<<< HEAD
 from .configuration import Configuration
 from .data import Split
 from .evaluation import CaseResult, summarise, table, write_prediction, write_summary
+=======
+from .data.task import Task
+from .evaluation import CaseResult, Summary, summarise, table, write_summary
+>>>>>>> 6407b26 (The trainer's house: stages, a loop that knows none of them, nested configuration; pre-training, baselines)
 from .figures import case_figure, gallery_figure
+from .files import replace_file
 from .metrics import Scores
+<<<<<<< HEAD
+=======
+from .stopping import tell
+>>>>>>> 6407b26 (The trainer's house: stages, a loop that knows none of them, nested configuration; pre-training, baselines)
 from .theory import sentence
 
 GALLERY_CASES = 6
 
 
-def about(
-    config: Configuration, part: str, split: Split, device: torch.device, iteration: int
-) -> dict[str, Any]:
-    """What a summary's numbers belong to."""
+def versions() -> dict[str, str]:
+    """What computed the numbers."""
     return {
-        "list": part,
-        "data": config.data,
-        "split": split.source,
-        "labelled_patients": list(split.labelled),
-        "iteration": iteration,
-        "max_iterations": config.max_iterations,
-        "network": "student, last checkpoint",
-        "distances": "voxels",
-        "device": str(device),
-        "versions": {
-            "action_kernels": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "action_kernels": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
     }
 
 
 def report_cases(
-    results: Iterable[CaseResult], folder: Path, facts: dict[str, Any]
-) -> dict[str, Any]:
+    results: Iterable[CaseResult], task: Task, folder: Path, facts: dict[str, Any]
+) -> Summary:
     """Write metrics, a prediction and a picture per case and a gallery; print the table.
 
     Returns:
@@ -58,19 +56,42 @@ def report_cases(
     shown: list[CaseResult] = []
     for result in results:
         write_prediction(result, predictions)
-        case_figure(result, pictures / f"{result.case.name}.png")
+        case_figure(result, task, pictures / f"{result.case.name}.png")
         scores[result.case.name] = result.scores
         if len(shown) < GALLERY_CASES and result.case.patient not in {
             one.case.patient for one in shown
         }:
             shown.append(result)
-    summary = summarise(scores)
+    summary = summarise(scores, task)
     write_summary(summary, facts, folder)
-    gallery_figure(shown, folder / "predictions.png")
-    print(f"\n{facts['list']} list, {len(scores)} cases, distances in voxels\n\n{table(summary)}\n")
-    for failure in summary["failures"]:
-        print(f"failure: {failure['case']} {failure['class']}: {failure['failure']}")
-    if "embeddings" in facts:
-        print(sentence(facts["embeddings"]))
-    print(f"metrics, predictions and figures are in {folder}")
+    gallery_figure(shown, task, folder / "predictions.png")
+    tell(*_lines(summary, task, facts, folder))
     return {**facts, **summary}
+
+
+def _lines(summary: Summary, task: Task, facts: dict[str, Any], folder: Path) -> list[str]:
+    lines = [
+        f"\n{facts['list']} list, {len(summary['cases'])} cases, {facts['network']}\n",
+        table(summary, task.unit) + "\n",
+    ]
+    lines += [f"failure: {f['case']} {f['class']}: {f['failure']}" for f in summary["failures"]]
+    if task.note:
+        lines.append(f"note: {task.note}")
+    if "embeddings" in facts:
+        lines.append(sentence(facts["embeddings"]))
+    return [*lines, f"metrics, predictions and figures are in {folder}"]
+
+
+def write_prediction(result: CaseResult, folder: Path) -> Path:
+    """The prediction as ``<case>.nii.gz`` on the grid of the file that the image came from."""
+    path = folder / f"{result.case.name}.nii.gz"
+    grid = result.volume.grid
+    image = nibabel.Nifti1Image(grid.to_file(result.prediction), grid.affine)
+    replace_file(path, lambda temporary: temporary.write_bytes(_gzipped(image)))
+    return path
+
+
+def _gzipped(image: Any) -> bytes:
+    import gzip
+
+    return gzip.compress(image.to_bytes(), mtime=0)

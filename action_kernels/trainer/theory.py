@@ -61,7 +61,10 @@ def measure_embeddings(embedder: Embedder, cases: Sequence[Case], seed: int) -> 
                 index = index[index >= 0]
                 first, second = (
                     model.embeddings(model(view)[1]).at(pixels)
-                    for view, pixels in ((images, index), (images.flip(-1), mirrored(index, images)))
+                    for view, pixels in (
+                        (images, index),
+                        (images.flip(-1), mirrored(index, images)),
+                    )
                 )
                 classes = labels.flatten()[index]
                 alignment.update(first, second, classes, image=case.name)
@@ -91,7 +94,7 @@ def _patches(case: Case, embedder: Embedder) -> Iterator[tuple[Tensor, Tensor]]:
     if embedder.fit == "resize":
         image, label = resize(image, patch, embedder.interpolation), resize(label, patch)
     else:
-        image, label = (_middle(padded(array, patch), patch) for array in (image, label))
+        image, label = _middle(padded(image, patch), patch), _middle(padded(label, patch, 0), patch)
     images, labels = as_images(image, patch), as_images(label, patch)[:, 0]
     for start in range(0, len(images), IMAGES_AT_ONCE):
         part = slice(start, start + IMAGES_AT_ONCE)

@@ -75,7 +75,9 @@ class TrainingImages(Dataset[Item]):
         for case in labelled:
             volume = case.read()
             if volume.label is None:
-                raise TrainerError(f"--data: {case.name} is to be a labelled case, but has no label")
+                raise TrainerError(
+                    f"--data: {case.name} is to be a labelled case, but has no label"
+                )
             self.images.extend(self._parts(standardise(volume.image)))
             self.labels.extend(self._parts(volume.label[None], without_channel=True))
         self.labelled_count = len(self.images)

@@ -43,7 +43,7 @@ def crop(
     image: np.ndarray, label: np.ndarray, size: Sequence[int], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """A random box of `size`; smaller images are padded with their minimum and background, equally on both sides."""
-    image, label = (padded(array, size) for array in (image, label))
+    image, label = padded(image, size), padded(label, size, 0)
     starts = [
         int(rng.integers(length - wanted + 1))
         for length, wanted in zip(label.shape, size, strict=True)
@@ -52,14 +52,14 @@ def crop(
     return image[(slice(None), *box)], label[box]
 
 
-def padded(array: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """The last axes padded to at least `size` with the array's minimum."""
+def padded(array: np.ndarray, size: Sequence[int], value: float | None = None) -> np.ndarray:
+    """The last axes padded to at least `size`, equally on both sides, with `value` or the array's minimum."""
     shape = array.shape[array.ndim - len(size) :]
     missing = [max(wanted - length, 0) for wanted, length in zip(size, shape, strict=True)]
     if not any(missing):
         return array
     widths = [(0, 0)] * (array.ndim - len(size)) + [(m // 2, m - m // 2) for m in missing]
-    return np.pad(array, widths, constant_values=array.min())
+    return np.pad(array, widths, constant_values=array.min() if value is None else value)
 
 
 def rotate_and_flip(
@@ -89,9 +89,7 @@ def rotate_and_flip(
 
 
 def _rotated(array: np.ndarray, angle: float, order: int, outside: float) -> np.ndarray:
-    return ndimage.rotate(
-        array, angle, axes=(-1, -2), order=order, reshape=False, cval=outside
-    )
+    return ndimage.rotate(array, angle, axes=(-1, -2), order=order, reshape=False, cval=outside)
 
 
 @dataclass(frozen=True)

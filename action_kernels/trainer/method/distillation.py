@@ -32,7 +32,9 @@ class LocalProjection(nn.Module):
     K → 2K → K, with a ReLU between; then it is flattened.
     """
 
-    def __init__(self, num_classes: int, spatial_dims: int, window: Sequence[int], pooled: int) -> None:
+    def __init__(
+        self, num_classes: int, spatial_dims: int, window: Sequence[int], pooled: int
+    ) -> None:
         super().__init__()
         self.window, self.pooled = tuple(window), pooled
         convolution = CONVOLUTION[spatial_dims]

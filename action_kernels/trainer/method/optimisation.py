@@ -25,7 +25,11 @@ class Optimisation:
         scale_loss: bool,
         device: torch.device,
     ) -> None:
-        self.learning_rate, self.power, self.total = learning_rate, config.learning_rate_power, total
+        self.learning_rate, self.power, self.total = (
+            learning_rate,
+            config.learning_rate_power,
+            total,
+        )
         self.optimizer = torch.optim.SGD(
             parameters,
             lr=learning_rate,

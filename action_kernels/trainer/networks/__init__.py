@@ -10,7 +10,7 @@ from .basic import PyramidBasicUNet
 from .build import NETWORKS, build_network
 from .embeddings import DenseEmbeddings, Embeddings, SampledEmbeddings
 from .layers import Pyramid
-from .model import SegmentationModel, make_teacher, update_teacher
+from .model import SegmentationModel
 from .unet import UNet
 from .vnet import VNet
 
@@ -28,6 +28,4 @@ __all__ = [
     "adapt",
     "build_network",
     "load_network",
-    "make_teacher",
-    "update_teacher",
 ]

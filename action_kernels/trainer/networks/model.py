@@ -1,11 +1,9 @@
-"""A network with a representation head on its pyramid, and the teacher that follows it."""
+"""A network with a representation head on its pyramid."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from action_kernels import SampledHead
@@ -61,23 +59,3 @@ def pyramid_channels(network: nn.Module) -> tuple[int, ...]:
             "adapt gives any module that protocol"
         )
     return tuple(channels)
-
-
-def make_teacher(student: SegmentationModel) -> SegmentationModel:
-    """A copy of the student that takes no gradient."""
-    return copy.deepcopy(student).requires_grad_(False)
-
-
-@torch.no_grad()
-def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float, iteration: int) -> None:
-    """teacher ← m · teacher + (1 − m) · student, with m = min(momentum, 1 − 1/(iteration + 1)).
-
-    The ramp lets the teacher follow at the start, when the student's random weights are worth forgetting.
-    Buffers (running statistics of batch normalisation) are averaged too; integer ones are copied.
-    """
-    weight = 1 - min(momentum, 1 - 1 / (iteration + 1))
-    for kept, new in zip(teacher.state_dict().values(), student.state_dict().values(), strict=True):
-        if kept.is_floating_point():
-            kept.lerp_(new, weight)
-        else:
-            kept.copy_(new)

@@ -43,7 +43,10 @@ class Pretrain:
         window = local_window(setup)
         local = LocalProjection(setup.num_classes, dims, window, config.pooled)
         self.projections = nn.ModuleDict(
-            {"global": GlobalProjection(self.network.channels[0], config.global_dim), "local": local}
+            {
+                "global": GlobalProjection(self.network.channels[0], config.global_dim),
+                "local": local,
+            }
         ).to(setup.device)
         sizes = {"global": config.global_dim, "local": local.dim}
         self.predictors = nn.ModuleDict(

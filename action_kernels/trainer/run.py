@@ -1,0 +1,375 @@
+"""A run from its configuration to its evaluation: prepare, train the stages, evaluate.
+
+On one device::
+
+    action-kernels train --data ACDC --preset acdc-10 --output runs/acdc-10
+    action-kernels train --resume --output runs/acdc-10       # goes on from the latest checkpoint
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoints import (
+    FILES,
+    Checkpoints,
+    Kind,
+    Progress,
+    initialise,
+    load_weights,
+    read_checkpoint,
+)
+from .configuration import (
+    CONFIGURATION_FILE,
+    Configuration,
+    StageName,
+    absolute_data,
+    per_axis,
+)
+from .data import Dataset, Options, open_dataset
+from .data.sampling import TrainingImages, training_batches
+from .data.volume import Case
+from .errors import TrainerError
+from .evaluation import Summary, evaluate_cases, evaluating, summarise
+from .figures import in_slices, panel, shown_slices, training_figure
+from .files import remove_temporaries
+from .inference import Predictor, make_predictor
+from .locking import locked
+from .loop import Loop
+from .records import Record
+from .reports import report_cases, versions
+from .stages import STAGES, Setup, Stage
+from .stages.finetune import Finetune
+from .stopping import Interrupted, StopRequest, tell
+from .theory import Embedder, measure_embeddings
+
+_STREAMS: dict[StageName, int] = {"pretrain": 1, "finetune": 0, "supervised": 0, "mean_teacher": 0}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A configuration made concrete: where it computes, on what, and where its results go."""
+
+    config: Configuration
+    folder: Path
+    device: torch.device
+    dataset: Dataset
+    predictor: Predictor
+
+    def setup(self, name: StageName) -> Setup:
+        task = self.dataset.task
+        patch = per_axis("--patch-size", self.config.data.patch_size, task.spatial_dims)
+        return Setup(self.config, task, patch, self.device, name)
+
+    def new_stage(self, name: StageName) -> Stage:
+        """The stage with random weights, the same for a seed."""
+        torch.manual_seed(self.config.run.seed)
+        return STAGES[name](self.setup(name))
+
+    def checkpoints(self, name: StageName) -> Checkpoints:
+        return Checkpoints(self.folder / name, self.config, name)
+
+    def part(self, name: str) -> list[Case]:
+        return self.dataset.split.cases(name, self.dataset.cases)
+
+
+def run_training(config: Configuration, folder: Path, *, resume: bool = False) -> Summary:
+    """Train the stages, evaluate on `final_list`, and leave everything in `folder`.
+
+    Returns:
+        What ``folder/metrics.json`` holds.
+
+    Raises:
+        TrainerError: when data, configuration or checkpoint do not allow it.
+        Interrupted: after Ctrl-C, SIGTERM or SIGHUP, or when nobody reads the output any more; the checkpoint holds
+            the last finished step.
+    """
+    run = prepare(resolved(config), folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder), StopRequest() as stop:
+        start_folder(run, resume)
+        images = training_images(run)
+        tell(describe(run, images))
+        for name in remaining_stages(run):
+            train_stage(run, name, images, stop)
+        return evaluate_run_of(
+            run, run.config.stages[-1], "last", run.config.run.final_list, folder
+        )
+
+
+def evaluate_run(
+    folder: Path, part: str, output: Path, *, kind: Kind = "last", **changes: Any
+) -> Summary:
+    """Evaluate a checkpoint of a run on its list `part` (``"val"``, ``"test"``), results into `output`.
+
+    `changes` replaces options of the run's configuration, such as `data` and `device`.
+    """
+    config = Configuration.load(folder / CONFIGURATION_FILE).with_values(changes)
+    run = prepare(resolved(config), folder)
+    return evaluate_run_of(run, config.stages[-1], kind, part, output)
+
+
+# Prepare
+
+
+def prepare(config: Configuration, folder: Path) -> Run:
+    """Find device and data."""
+    device = choose_device(config)
+    data = config.data
+    dataset = open_dataset(
+        data.data,
+        data.labelled_patients,
+        phantom_patients=data.phantom_patients,
+        seed=config.run.seed,
+        options=Options(data.spatial_dims, data.classes, data.allow_missing),
+    )
+    return Run(config, folder, device, dataset, make_predictor(config, dataset.task, device))
+
+
+def resolved(config: Configuration) -> Configuration:
+    """With what depends on the place made concrete: `data` absolute, `amp` one of its kinds."""
+    config = absolute_data(config)
+    if config.run.amp != "auto":
+        return config
+    return config.with_values({"amp": "bf16" if multiplies_bf16(choose_device(config)) else "off"})
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the hardware has bfloat16 products."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, n, lambda: False)() for n in names)
+
+
+def choose_device(config: Configuration) -> torch.device:
+    """The device of the configuration; also applies `deterministic`.
+
+    Raises:
+        TrainerError: when the device does not exist here.
+    """
+    if config.run.deterministic:  # cuBLAS reads it when it is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(config.run.deterministic)
+    name = config.run.device
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise TrainerError(
+            f"--device: {name!r} cannot be used here ({reason}); 'auto' and 'cpu' can"
+        ) from None
+    return device
+
+
+def start_folder(run: Run, resume: bool) -> None:
+    """Write the configuration, and remove what killed writers left. The folder must be locked.
+
+    Raises:
+        TrainerError: when a new run would overwrite one.
+    """
+    path = run.folder / CONFIGURATION_FILE
+    if path.exists() and not resume:
+        raise TrainerError(
+            f"--output: {run.folder} already holds a run; --resume goes on with it, or choose another folder"
+        )
+    for folder in (run.folder, *(run.folder / name for name in run.config.stages)):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(folder)
+    run.config.save(path)
+
+
+def training_images(run: Run) -> TrainingImages:
+    """The images of the training patients, in memory."""
+    return TrainingImages(
+        run.part("labelled"),
+        run.part("unlabelled") if run.config.stages != ("supervised",) else [],
+        run.config.data,
+        run.setup(run.config.stages[0]).patch,
+        run.config.run.seed,
+    )
+
+
+def describe(run: Run, images: TrainingImages) -> str:
+    """What is about to be trained, in a few lines."""
+    config, split = run.config, run.dataset.split
+    unlabelled = len(images) - images.labelled_count
+    shown = ", ".join(split.labelled[:12]) + (", …" if len(split.labelled) > 12 else "")
+    stages = ", then ".join(f"{name} ({config.iterations(name)} steps)" for name in config.stages)
+    start = config.run.init_from or "random weights"
+    lines = [
+        f"data        {config.data.data} ({run.dataset.task.name}), split by {split.source}",
+        f"labelled    {len(split.labelled)} patients, {images.labelled_count} images: {shown}",
+        f"unlabelled  {len(split.unlabelled)} patients, {unlabelled} images",
+        f"held out    {len(split.val)} patients for validation, {len(split.test)} for the test",
+        f"training    {stages}, from {start}",
+        f"computing   on {run.device} ({torch.get_num_threads()} threads), mixed precision {config.run.amp}",
+        f"output      {run.folder}",
+    ]
+    lines += [f"note        {note}" for note in (*run.dataset.notes, *notes(config)) if note]
+    return "\n".join(lines)
+
+
+def notes(config: Configuration) -> list[str]:
+    """What a configuration asks for that cannot have an effect."""
+    if (
+        "finetune" in config.stages
+        and config.data.unlabelled_batch == 1
+        and config.finetune.mix != "none"
+    ):
+        return [
+            f"--unlabelled-batch 1: {config.finetune.mix} mixes an image with itself, so nothing is mixed"
+        ]
+    return []
+
+
+# Train
+
+
+def remaining_stages(run: Run) -> tuple[StageName, ...]:
+    """The stages from the last one that has begun; those before are finished.
+
+    Raises:
+        TrainerError: when an earlier stage is to be longer than it was.
+    """
+    names = run.config.stages
+    begun = [index for index, name in enumerate(names) if run.checkpoints(name).exists()]
+    first = max(begun, default=0)
+    for name in names[:first]:
+        done = read_checkpoint(run.folder / name / FILES["last"])["iteration"]
+        if done < run.config.iterations(name):
+            raise TrainerError(
+                f"--{name}-iterations: {run.config.iterations(name)} was given, but {names[first]} has begun from "
+                f"the {done} steps of {name}; start a new run to change them"
+            )
+    return names[first:]
+
+
+def train_stage(run: Run, name: StageName, images: TrainingImages, stop: StopRequest) -> None:
+    """One stage, from random weights, those of the stage before, or its checkpoint, to its end.
+
+    Raises:
+        Interrupted: when asked to stop before the end.
+    """
+    config, checkpoints = run.config, run.checkpoints(name)
+    stage = run.new_stage(name)
+    source = initial_weights(run, name)
+    if source is not None:
+        initialise(stage, load_weights(source), str(source))
+    progress = checkpoints.load(stage) if checkpoints.exists() else Progress(0, {})
+    total = config.iterations(name)
+    if progress.iteration > total:
+        raise TrainerError(
+            f"--{'pretrain' if name == 'pretrain' else 'max'}-iterations: {total} was given, "
+            f"but {name} has already taken {progress.iteration} steps"
+        )
+    record = Record(checkpoints.folder, progress.history, progress.iteration, total, name)
+    loop = Loop(
+        stage,
+        checkpoints,
+        record,
+        config.run,
+        total,
+        progress.iteration,
+        lambda iteration: validate(run, stage, record, iteration),
+        stop,
+    )
+    try:
+        finished = loop.run(
+            training_batches(
+                images, stage.unlabelled_batch, _STREAMS[name], progress.iteration, total
+            )
+        )
+    finally:
+        record.close()
+    if not finished:
+        raise Interrupted(f"stopped after step {loop.done} of {total} of {name}")
+    title = f"{name}, {total} steps"
+    training_figure(record.history, title, run.dataset.task, checkpoints.folder / "training.png")
+
+
+def initial_weights(run: Run, name: StageName) -> Path | None:
+    """Where the stage's first weights come from; None: random ones."""
+    position = run.config.stages.index(name)
+    if position > 0:
+        return run.folder / run.config.stages[position - 1] / FILES["last"]
+    return None if run.config.run.init_from is None else Path(run.config.run.init_from)
+
+
+def validate(run: Run, stage: Stage, record: Record, iteration: int) -> Summary:
+    """The student's scores on the validation list; a panel of the first case for TensorBoard."""
+    task, network = run.dataset.task, stage.modules["network"]
+    scores = {}
+    for result in evaluate_cases(network, run.predictor, run.part("val"), task):
+        if not scores:
+            labels = {"truth": result.volume.label, "prediction": result.prediction}
+            if stage.teacher is not None:
+                with evaluating(stage.teacher):
+                    labels["pseudo-label"] = run.predictor(stage.teacher, result.volume.image)
+            number = shown_slices(in_slices(result.volume.label, task))[1]
+            parts = {title: in_slices(label, task)[number] for title, label in labels.items()}
+            image = in_slices(result.volume.image[0], task)[number]
+            record.add_panel(iteration, result.case.name, panel(image, parts, task))
+        scores[result.case.name] = result.scores
+    return summarise(scores, task)
+
+
+# Evaluate
+
+
+def evaluate_run_of(run: Run, name: StageName, kind: Kind, part: str, folder: Path) -> Summary:
+    """Evaluate the student of a checkpoint, with the theory's measures where SAACL was used; write all of it."""
+    stage = run.new_stage(name)
+    progress = run.checkpoints(name).load(stage, kind)
+    cases, task = run.part(part), run.dataset.task
+    facts = about(run, name, kind, part, progress.iteration)
+    if isinstance(stage, Finetune) and run.config.finetune.saacl_weight:
+        facts["embeddings"] = measure_embeddings(embedder(run, stage), cases, run.config.run.seed)
+    results = evaluate_cases(stage.modules["network"], run.predictor, cases, task)
+    folder.mkdir(parents=True, exist_ok=True)
+    return report_cases(results, task, folder, facts)
+
+
+def embedder(run: Run, stage: Finetune) -> Embedder:
+    data = run.config.data
+    return Embedder(
+        stage.student,
+        stage.saacl.allocated_centers(),
+        run.dataset.task,
+        stage.setup.patch,
+        data.fit,
+        data.interpolation,
+        run.device,
+    )
+
+
+def about(run: Run, name: StageName, kind: Kind, part: str, iteration: int) -> dict[str, Any]:
+    """What a summary's numbers belong to."""
+    config, split = run.config, run.dataset.split
+    chosen = "last" if kind == "last" else "best on validation"
+    return {
+        "list": part,
+        "data": config.data.data,
+        "task": run.dataset.task.name,
+        "note": run.dataset.task.note,
+        "split": split.source,
+        "labelled_patients": list(split.labelled),
+        "stage": name,
+        "checkpoint": kind,
+        "iteration": iteration,
+        "max_iterations": config.iterations(name),
+        "network": f"student of {name}, {chosen} checkpoint (step {iteration})",
+        "paper_distances": "voxels",
+        "distances": run.dataset.task.unit,
+        "device": str(run.device),
+        "mixed_precision": config.run.amp,
+        "versions": versions(),
+    }
