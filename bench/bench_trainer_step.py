@@ -22,8 +22,11 @@ from typing import Any
 import torch
 from machine import describe
 
-from action_kernels.trainer.configuration import preset
-from action_kernels.trainer.step import new_state, training_step
+from action_kernels.trainer.data.sampling import Batch
+from action_kernels.trainer.data.task import ACDC
+from action_kernels.trainer.presets import preset
+from action_kernels.trainer.run import resolved
+from action_kernels.trainer.stages import Finetune, Setup
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "no_contrastive": {"saacl_weight": 0.0, "anco_weight": 0.0},
@@ -34,15 +37,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def take_steps(fields: dict[str, Any], size: int, messages: Connection) -> None:
     """Answer every message but None with the seconds of a step, by the clock and of CPU; None with the peak memory."""
-    config = preset("acdc-10", patch_size=size, device="cpu", **fields)
-    state = new_state(config, torch.device("cpu"))
+    config = resolved(preset("acdc-10", device="cpu", **fields))
+    torch.manual_seed(0)
+    stage = Finetune(Setup(config, ACDC, (size, size), torch.device("cpu"), "finetune"))
     generator = torch.Generator().manual_seed(0)
-    batch = config.labelled_batch + config.unlabelled_batch
-    images = torch.randn(batch, 1, size, size, generator=generator)
-    labels = torch.randint(0, 4, (batch, size, size), generator=generator)
+    labelled, unlabelled = config.data.labelled_batch, config.data.unlabelled_batch
+    images = torch.randn(labelled + unlabelled, 1, size, size, generator=generator)
+    labels = torch.randint(0, 4, (labelled, size, size), generator=generator)
+    batch = Batch(images[:labelled], labels, images[labelled:])
+    iteration = 0
     while messages.recv() is not None:
         start, cpu_start = time.perf_counter(), time.process_time()
-        training_step(state, images, labels)
+        stage.step(batch, iteration)
+        iteration += 1
         messages.send((time.perf_counter() - start, time.process_time() - cpu_start))
     messages.send(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 

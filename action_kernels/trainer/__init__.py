@@ -1,5 +1,5 @@
-"""The reference trainer: ACTION++ fine-tuning and its evaluation, behind the extra ``[train]``.
+"""The reference trainer: ACTION++ (pre-training and fine-tuning), its baselines and their evaluation; the extra ``[train]``.
 
-`cli.py` is the way in (``action-kernels train``, ``action-kernels evaluate``); `training.run_training` and
-`evaluation.evaluate_run` are the same from Python. Nothing here is imported by ``import action_kernels``.
+`cli.py` is the way in (``action-kernels train``, ``action-kernels evaluate``); `run.run_training` and
+`run.evaluate_run` are the same from Python, and `stages` show the method. Nothing here is imported by ``import action_kernels``.
 """

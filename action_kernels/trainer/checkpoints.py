@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .configuration import CONFIGURATION_FILE, FORMAT, Configuration, StageName, options
@@ -151,7 +151,7 @@ def save_weights(path: Path, stage: Stage, facts: dict[str, str]) -> None:
         if part in stage.modules
         for name, tensor in stage.modules[part].state_dict().items()
     }
-    replace_file(path, lambda temporary: save_file(tensors, temporary, metadata=facts))
+    replace_file(path, lambda temporary: temporary.write_bytes(save(tensors, facts)))
 
 
 def load_weights(path: Path) -> Weights:
@@ -184,7 +184,7 @@ def _checkpoint_of(folder: Path) -> Path:
 def _from_safetensors(path: Path) -> Weights:
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: it is no dict
     except (SafetensorError, OSError) as error:
         raise TrainerError(f"the weights {path} cannot be read: {_first_line(error)}") from None
     if not any(name.startswith("network.") for name in tensors):

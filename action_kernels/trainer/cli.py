@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -109,10 +110,8 @@ def telling_errors(
 
 def told(message: str, status: int) -> int:
     """Print a sentence on stderr, where anybody still listens, and return the status."""
-    try:
+    with contextlib.suppress(OSError):
         print(f"action-kernels: {message}", file=sys.stderr, flush=True)
-    except OSError:
-        pass
     return status
 
 

@@ -25,7 +25,6 @@ CONFIGURATION_FILE = "configuration.json"
 FORMAT = 2  # of the configuration file and of checkpoints; 1 was one flat dataclass
 
 StageName: TypeAlias = Literal["pretrain", "finetune", "supervised", "mean_teacher"]
-Schedule: TypeAlias = Literal["cosine", "fixed", "step", "random", "oscillating"]
 
 _MILLION = 1_000_000
 
@@ -140,7 +139,9 @@ class PretrainConfiguration:
         0.01, "lowest temperature of the teacher (ATS)", above=0
     )
     temperature_high: float = _setting(1.0, "highest temperature of both (ATS)", above=0)
-    temperature_schedule: Schedule = _setting("cosine", "the shape of the temperature schedule")
+    temperature_schedule: Literal["cosine", "fixed", "step", "random", "oscillating"] = _setting(
+        "cosine", "the shape of the temperature schedule"
+    )
     temperature_period: float = _setting(
         1.0, "period of the schedule, in units of the stage's iterations", above=0
     )
@@ -188,7 +189,9 @@ class FinetuneConfiguration:
     )
     temperature_low: float = _setting(0.1, "lowest temperature of the schedule (ATS)", above=0)
     temperature_high: float = _setting(1.0, "highest temperature of the schedule (ATS)", above=0)
-    temperature_schedule: Schedule = _setting("cosine", "the shape of the temperature schedule")
+    temperature_schedule: Literal["cosine", "fixed", "step", "random", "oscillating"] = _setting(
+        "cosine", "the shape of the temperature schedule"
+    )
     temperature_period: float = _setting(
         1.0, "period of the schedule, in units of max_iterations", above=0
     )

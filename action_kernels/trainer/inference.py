@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from monai.inferers import sliding_window_inference
+from monai.inferers.utils import sliding_window_inference
 from torch import Tensor, nn
 
 from .configuration import Configuration, per_axis
@@ -73,8 +73,9 @@ class SlidingWindow:
         before = [
             (length - wanted) // 2 for length, wanted in zip(whole.shape[1:], shape, strict=True)
         ]
-        box = tuple(slice(b, b + wanted) for b, wanted in zip(before, shape, strict=True))
-        return whole[(slice(None), *box)].reshape(image.shape[1:])
+        box = [slice(b, b + wanted) for b, wanted in zip(before, shape, strict=True)]
+        everywhere = (slice(None), *box)
+        return whole[everywhere].reshape(image.shape[1:])
 
     def _labels(self, network: nn.Module, images: Tensor) -> Tensor:
         # MONAI takes int(patch · (1 − overlap)) for the stride: half a pixel keeps rounding from losing one
@@ -85,6 +86,7 @@ class SlidingWindow:
         probabilities = sliding_window_inference(
             images.to(self.device), self.patch, 4, self._probabilities(network), overlap=overlap
         )
+        assert isinstance(probabilities, Tensor)  # as the network gave it
         return probabilities.argmax(1).cpu()
 
     def _probabilities(self, network: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from .checkpoints import WEIGHTS_FILES, Checkpoints, Kind, Progress, save_weights
 from .configuration import RunConfiguration
@@ -60,10 +59,17 @@ class Loop:
         """The stage's step; where numbers are no longer finite, say what happened."""
         try:
             return self.stage.step(batch, self.done)
-        except ValueError as error:
-            if all(_finite(module) for module in self.stage.modules.values()):
+        except ValueError as error:  # the library refuses embeddings that are not finite
+            if self.is_finite(batch):
                 raise
             raise TrainerError(diverged(self.done)) from error
+
+    @torch.no_grad()
+    def is_finite(self, batch: Batch) -> bool:
+        """Whether the student's logits of the batch are."""
+        network = self.stage.modules["network"]
+        images = batch.images.to(next(network.parameters()).device)
+        return bool(torch.isfinite(network(images)[0]).all())
 
     def add_validation(self) -> None:
         """Score the student; keep its checkpoint when it is the best so far."""
@@ -81,9 +87,3 @@ class Loop:
             facts = {"stage": self.checkpoints.stage, "kind": kind, "iteration": str(self.done)}
             save_weights(self.checkpoints.folder / WEIGHTS_FILES[kind], self.stage, facts)
         self.record.write()
-
-
-def _finite(module: object) -> bool:
-    return not isinstance(module, nn.Module) or all(
-        bool(torch.isfinite(parameter).all()) for parameter in module.parameters()
-    )

@@ -47,7 +47,7 @@ def score(
     if not prediction.any() and not truth.any():
         return Scores(0.0, 0.0, dice=1.0, assd=0.0, assd_pooled=0.0, hd95=0.0)
     if not prediction.any() or not truth.any():
-        return _one_is_empty(prediction.any(), prediction.shape, spacing)
+        return _one_is_empty(bool(prediction.any()), prediction.shape, spacing)
     to_truth, to_prediction = surface_distances(prediction, truth, spacing)
     in_voxels = surface_distances(prediction, truth)[0] if spacing else to_truth
     overlap, both = dice(prediction, truth), np.concatenate([to_truth, to_prediction])

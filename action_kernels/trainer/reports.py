@@ -12,21 +12,12 @@ import torch
 
 from action_kernels import __version__
 
-<<<<<<< HEAD
-from .configuration import Configuration
-from .data import Split
-from .evaluation import CaseResult, summarise, table, write_prediction, write_summary
-=======
 from .data.task import Task
 from .evaluation import CaseResult, Summary, summarise, table, write_summary
->>>>>>> 6407b26 (The trainer's house: stages, a loop that knows none of them, nested configuration; pre-training, baselines)
 from .figures import case_figure, gallery_figure
 from .files import replace_file
 from .metrics import Scores
-<<<<<<< HEAD
-=======
 from .stopping import tell
->>>>>>> 6407b26 (The trainer's house: stages, a loop that knows none of them, nested configuration; pre-training, baselines)
 from .theory import sentence
 
 GALLERY_CASES = 6

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from .checkpoints import (
@@ -35,12 +36,13 @@ from .data import Dataset, Options, open_dataset
 from .data.sampling import TrainingImages, training_batches
 from .data.volume import Case
 from .errors import TrainerError
-from .evaluation import Summary, evaluate_cases, evaluating, summarise
+from .evaluation import CaseResult, Summary, evaluate_cases, evaluating, summarise
 from .figures import in_slices, panel, shown_slices, training_figure
 from .files import remove_temporaries
 from .inference import Predictor, make_predictor
 from .locking import locked
 from .loop import Loop
+from .metrics import Scores
 from .records import Record
 from .reports import report_cases, versions
 from .stages import STAGES, Setup, Stage
@@ -75,7 +77,7 @@ class Run:
         return Checkpoints(self.folder / name, self.config, name)
 
     def part(self, name: str) -> list[Case]:
-        return self.dataset.split.cases(name, self.dataset.cases)
+        return self.dataset.part(name)
 
 
 def run_training(config: Configuration, folder: Path, *, resume: bool = False) -> Summary:
@@ -307,19 +309,27 @@ def initial_weights(run: Run, name: StageName) -> Path | None:
 def validate(run: Run, stage: Stage, record: Record, iteration: int) -> Summary:
     """The student's scores on the validation list; a panel of the first case for TensorBoard."""
     task, network = run.dataset.task, stage.modules["network"]
-    scores = {}
+    scores: dict[str, dict[str, Scores]] = {}
     for result in evaluate_cases(network, run.predictor, run.part("val"), task):
         if not scores:
-            labels = {"truth": result.volume.label, "prediction": result.prediction}
-            if stage.teacher is not None:
-                with evaluating(stage.teacher):
-                    labels["pseudo-label"] = run.predictor(stage.teacher, result.volume.image)
-            number = shown_slices(in_slices(result.volume.label, task))[1]
-            parts = {title: in_slices(label, task)[number] for title, label in labels.items()}
-            image = in_slices(result.volume.image[0], task)[number]
-            record.add_panel(iteration, result.case.name, panel(image, parts, task))
+            record.add_panel(iteration, result.case.name, panel_of(run, stage, result))
         scores[result.case.name] = result.scores
     return summarise(scores, task)
+
+
+def panel_of(run: Run, stage: Stage, result: CaseResult) -> np.ndarray:
+    """Image, truth, prediction and the teacher's pseudo-label of a middle slice."""
+    task, volume = run.dataset.task, result.volume
+    labels = {"prediction": result.prediction}
+    if volume.label is not None:
+        labels = {"truth": volume.label, **labels}
+    if stage.teacher is not None:
+        with evaluating(stage.teacher):
+            labels["pseudo-label"] = run.predictor(stage.teacher, volume.image)
+    slices = {title: in_slices(label, task) for title, label in labels.items()}
+    number = shown_slices(next(iter(slices.values())))[1]
+    parts = {title: label[number] for title, label in slices.items()}
+    return panel(in_slices(volume.image[0], task)[number], parts, task)
 
 
 # Evaluate

@@ -107,11 +107,12 @@ def _patches(case: Case, embedder: Embedder) -> Iterator[tuple[Tensor, Tensor]]:
 def _middle(array: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """The middle box of `size` along the last axes."""
     shape = array.shape[array.ndim - len(size) :]
-    box = (
+    box = [
         slice((length - wanted) // 2, (length - wanted) // 2 + wanted)
         for length, wanted in zip(shape, size, strict=True)
-    )
-    return np.ascontiguousarray(array[(..., *box)])
+    ]
+    everywhere = (slice(None), *box)
+    return np.ascontiguousarray(array[everywhere])
 
 
 def mirrored(index: Tensor, images: Tensor) -> Tensor:

@@ -12,7 +12,36 @@ import torch
 
 pytest.importorskip("monai", reason='the trainer needs pip install "action_kernels[train]"')
 
-from action_kernels.trainer.configuration import preset
+from action_kernels.trainer.configuration import per_axis
+from action_kernels.trainer.data.sampling import Batch
+from action_kernels.trainer.data.task import ACDC, Task
+from action_kernels.trainer.presets import preset
+from action_kernels.trainer.run import resolved
+from action_kernels.trainer.stages import STAGES, Setup
+
+CPU = torch.device("cpu")
+TINY = {
+    "patch_size": 32,
+    "widths": (4, 4, 8, 8, 8),
+    "embedding_dim": 16,
+    "labelled_batch": 2,
+    "unlabelled_batch": 2,
+    "queries_per_class": 16,
+    "negatives_per_class": 16,
+    "queue_size": 64,
+    "pretrain_global_dim": 16,
+    "pretrain_bank_size": 5,
+    "phantom_patients": 5,
+    "labelled_patients": 1,
+    "pretrain_iterations": 3,
+    "max_iterations": 6,
+    "learning_rate": 0.05,
+    "log_every": 1,
+    "validate_every": 0,
+    "checkpoint_every": 100,
+    "device": "cpu",
+    "amp": "off",
+}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -24,32 +53,41 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config():
     """Training on phantoms at 32 × 32 with small networks: a step takes tens of milliseconds."""
 
     def configure(**overrides):
-        fields = {
-            "patch_size": 32,
-            "widths": (4, 4, 8, 8, 8),
-            "embedding_dim": 16,
-            "labelled_batch": 2,
-            "unlabelled_batch": 2,
-            "queries_per_class": 16,
-            "negatives_per_class": 16,
-            "queue_size": 64,
-            "phantom_patients": 5,
-            "labelled_patients": 1,
-            "max_iterations": 6,
-            "learning_rate": 0.05,
-            "log_every": 1,
-            "validate_every": 0,
-            "checkpoint_every": 100,
-            "device": "cpu",
-        }
-        return preset("demo", **{**fields, **overrides})
+        return preset("demo", **{**TINY, **overrides})
 
     return configure
+
+
+@pytest.fixture
+def make_stage(tiny_config):
+    """A stage of a tiny configuration, of a task in two or three dimensions."""
+
+    def make(name: str, task: Task = ACDC, **overrides):
+        config = resolved(tiny_config(**overrides))
+        patch = per_axis("--patch-size", config.data.patch_size, task.spatial_dims)
+        torch.manual_seed(config.run.seed)
+        return STAGES[name](Setup(config, task, patch, CPU, name))
+
+    return make
+
+
+@pytest.fixture
+def make_batch():
+    """Random images and labels for a tiny configuration."""
+
+    def make(task: Task = ACDC, size: int = 32, count: int = 2, seed: int = 0) -> Batch:
+        generator = torch.Generator().manual_seed(seed)
+        shape = [size] * task.spatial_dims
+        images = torch.randn(2 * count, task.channels, *shape, generator=generator)
+        labels = torch.randint(0, task.num_classes, (count, *shape), generator=generator)
+        return Batch(images[:count], labels, images[count:])
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,6 @@ from action_kernels.trainer.networks import (
     adapt,
     build_network,
     load_network,
-    make_teacher,
 )
 
 SIZE = {2: (32, 48), 3: (32, 16, 16)}
@@ -85,7 +84,7 @@ def test_any_number_of_levels(name, levels):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_copy_is_a_network_of_its_own(name, dims):
     student = SegmentationModel(make(name, dims), dims, num_classes=3, embedding_dim=5).eval()
-    teacher = make_teacher(student)
+    teacher = copy.deepcopy(student).requires_grad_(False)
     images = images_for(dims)
     assert torch.equal(student(images)[0], teacher(images)[0])
     assert not any(p.requires_grad for p in teacher.parameters())

@@ -7,7 +7,7 @@ image is changed by a generator of its own. Neither the number of worker process
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TypeAlias
 
@@ -42,7 +42,7 @@ class Batch:
         return Batch(*(getattr(self, field.name).pin_memory() for field in fields(self)))
 
 
-Batches: TypeAlias = "DataLoader[Batch]"
+Batches: TypeAlias = "Iterable[Batch]"
 Item: TypeAlias = "tuple[Tensor, Tensor | None]"
 
 

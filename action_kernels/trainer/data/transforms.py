@@ -49,7 +49,8 @@ def crop(
         for length, wanted in zip(label.shape, size, strict=True)
     ]
     box = tuple(slice(start, start + wanted) for start, wanted in zip(starts, size, strict=True))
-    return image[(slice(None), *box)], label[box]
+    everywhere = (slice(None), *box)
+    return image[everywhere], label[box]
 
 
 def padded(array: np.ndarray, size: Sequence[int], value: float | None = None) -> np.ndarray:

@@ -48,9 +48,9 @@ class LocalProjection(nn.Module):
     def forward(self, logits: Tensor) -> Tensor:
         dims = len(self.window)
         boxes = list(window_boxes(logits.shape[2:], self.window))
-        parts = torch.cat(
-            [POOLING[dims](logits[(slice(None), slice(None), *box)], self.pooled) for box in boxes]
-        )
+        channels_first = logits.movedim((0, 1), (-2, -1))  # so that a box is an index
+        windows = (channels_first[box].movedim((-2, -1), (0, 1)) for box in boxes)
+        parts = torch.cat([POOLING[dims](window, self.pooled) for window in windows])
         return self.layers(parts).flatten(1).view(len(boxes), len(logits), self.dim)
 
 

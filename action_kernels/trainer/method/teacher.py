@@ -32,8 +32,8 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
     """teacher ← momentum · teacher + (1 − momentum) · student; buffers are copied."""
     for kept, new in zip(teacher.parameters(), student.parameters(), strict=True):
         kept.lerp_(new, 1 - momentum)
-    for kept, new in zip(teacher.buffers(), student.buffers(), strict=True):
-        kept.copy_(new)
+    for buffer, newer in zip(teacher.buffers(), student.buffers(), strict=True):
+        buffer.copy_(newer)
 
 
 def ramped_momentum(momentum: float, iteration: int) -> float:

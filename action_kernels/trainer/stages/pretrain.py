@@ -23,7 +23,7 @@ from ..method.distillation import (
 )
 from ..method.objectives import supervised_loss
 from ..method.teacher import make_teacher, ramped_momentum, update_teacher
-from .stage import Losses, Setup, detached
+from .stage import Losses, Setup, channels_of, detached
 
 
 class Pretrain:
@@ -40,11 +40,12 @@ class Pretrain:
         self.unlabelled_batch = setup.config.data.unlabelled_batch
         self.initialised = False
         self.network = setup.network()
+        coarsest = channels_of(self.network)[0]
         window = local_window(setup)
         local = LocalProjection(setup.num_classes, dims, window, config.pooled)
         self.projections = nn.ModuleDict(
             {
-                "global": GlobalProjection(self.network.channels[0], config.global_dim),
+                "global": GlobalProjection(coarsest, config.global_dim),
                 "local": local,
             }
         ).to(setup.device)
@@ -56,12 +57,10 @@ class Pretrain:
         self.teacher_projections = make_teacher(self.projections)
         positions = {"global": 1, "local": len(list(window_boxes(setup.patch, window)))}
         generator = torch.Generator().manual_seed(setup.config.run.seed)
-        self.banks = nn.ModuleDict(
-            {
-                name: VectorBank(positions[name], config.bank_size, dim, generator)
-                for name, dim in sizes.items()
-            }
-        ).to(setup.device)
+        self.banks = {
+            name: VectorBank(positions[name], config.bank_size, dim, generator).to(setup.device)
+            for name, dim in sizes.items()
+        }
         self.temperatures = {
             "temperature": self._schedule(config.temperature_low),
             "teacher_temperature": self._schedule(config.teacher_temperature_low),
@@ -73,7 +72,7 @@ class Pretrain:
             "predictors": self.predictors,
             "teacher": self.teacher,
             "teacher_projections": self.teacher_projections,
-            "banks": self.banks,
+            **{f"{name}_bank": bank for name, bank in self.banks.items()},
             "optimisation": self.optimisation,
         }
 

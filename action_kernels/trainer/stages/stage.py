@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -11,33 +12,30 @@ from torch import Tensor, nn
 from ..configuration import Configuration, StageName
 from ..data.sampling import Batch
 from ..data.task import Task
+from ..errors import TrainerError
 from ..method.optimisation import Optimisation
 from ..networks import SegmentationModel, build_network
 
 Losses: TypeAlias = dict[str, Tensor]
 
 
-class Stateful(Protocol):
-    """Anything whose state a checkpoint keeps."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
-
-
 class Stage(Protocol):
-    """A way of training: what it keeps, and its step.
+    """A way of training: what it keeps, and its step."""
 
-    Attributes:
-        modules: everything that a step changes, by name; a checkpoint keeps all of it and nothing else.
-            ``modules["network"]`` is the student: images to ``(logits, pyramid)``.
-        teacher: images to ``(logits, pyramid)``, or None where there is no teacher.
-        unlabelled_batch: unlabelled images that a step wants.
-    """
+    @property
+    def modules(self) -> Mapping[str, Any]:
+        """Everything that a step changes, by name, each with ``state_dict`` and ``load_state_dict``; a checkpoint keeps all of it and nothing else.
 
-    modules: dict[str, Any]
-    teacher: nn.Module | None
-    unlabelled_batch: int
+        ``modules["network"]`` is the student: images to ``(logits, pyramid)``.
+        """
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """Images to ``(logits, pyramid)``; None where there is no teacher."""
+
+    @property
+    def unlabelled_batch(self) -> int:
+        """Unlabelled images that a step wants."""
 
     def step(self, batch: Batch, iteration: int) -> Losses:
         """One step; `iteration` is the number of steps done before.
@@ -79,7 +77,7 @@ class Setup:
     def network(self) -> nn.Module:
         """A new network on the device, with random weights."""
         config = self.config.network
-        return build_network(
+        network = build_network(
             config.network,
             spatial_dims=self.task.spatial_dims,
             in_channels=self.task.channels,
@@ -87,7 +85,14 @@ class Setup:
             widths=config.widths,
             norm=config.norm,
             dropout=config.dropout,
-        ).to(self.device)
+        )
+        stride = int(getattr(network, "stride", 1))
+        if any(length % stride for length in self.patch):
+            raise TrainerError(
+                f"--patch-size: {' '.join(map(str, self.patch))} was given, multiples of {stride} are accepted by "
+                f"--network {config.network} with these --widths"
+            )
+        return network.to(self.device)
 
     def model(self) -> SegmentationModel:
         """A new network with a representation head."""
@@ -120,6 +125,12 @@ def autocast(config: Configuration, device: torch.device) -> torch.autocast:
     """The mixed precision of a (resolved) configuration on a device."""
     dtype = torch.float16 if config.run.amp == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype, enabled=config.run.amp not in ("off", "auto"))
+
+
+def channels_of(network: nn.Module) -> tuple[int, ...]:
+    """Of a network's pyramid, coarse to fine."""
+    channels: Any = network.channels
+    return tuple(channels)
 
 
 def detached(losses: Losses, total: Tensor) -> Losses:

@@ -7,10 +7,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
-
 from action_kernels.trainer.augmentation import resize, rotate_and_flip, standardise
-from action_kernels.trainer.data.phantom import phantom_cases
 from action_kernels.trainer.datasets import UNLABELLED, Request, SliceDataset, training_batches
+
+from action_kernels.trainer.data.phantom import phantom_cases
 
 
 @pytest.fixture(scope="module")
