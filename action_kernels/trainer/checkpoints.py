@@ -184,7 +184,8 @@ def _checkpoint_of(folder: Path) -> Path:
 def _from_safetensors(path: Path) -> Weights:
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: it is no dict
+            names: list[str] = list(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise TrainerError(f"the weights {path} cannot be read: {_first_line(error)}") from None
     if not any(name.startswith("network.") for name in tensors):
