@@ -48,8 +48,8 @@ def own_class_products(
 
 def of_own_class(values: Tensor, labels: Tensor) -> Tensor:
     """values[y_i] for values (K, …); 0 for a row without a class."""
-    nothing = values.new_zeros(1, *values.shape[1:])
-    return torch.cat((values, nothing))[_last_if_none(labels, values.shape[0])]
+    has_class = (labels >= 0).view(-1, *[1] * (values.dim() - 1))
+    return values.index_select(0, labels.clamp(min=0)).where(has_class, 0)
 
 
 class _OwnClassProducts(torch.autograd.Function):

@@ -133,13 +133,11 @@ def _queue_lse(
 ) -> Tensor:
     """Log-sum-exp over the paired key, the queue and all centres."""
     rows = anchors.rows.to(anchors.sums_dtype)
-    parts = [
-        pairwise_lse(anchors.rows, queue.rows, scale=scale, mask=anchors.valid),
-        (rows @ centers.to(rows.dtype).T * scale).logsumexp(1),
-    ]
-    if to_pair is not None:
-        parts.append(to_pair * scale)
-    return torch.stack(parts).logsumexp(0)
+    of_queue = pairwise_lse(anchors.rows, queue.rows, scale=scale, mask=anchors.valid)
+    of_centers = (rows @ centers.to(rows.dtype).T * scale).logsumexp(1)
+    # not a stack: torch.compile (2.13) reuses its memory while the backward pass still reads the parts
+    lse = torch.logaddexp(of_queue, of_centers)
+    return lse if to_pair is None else torch.logaddexp(lse, to_pair * scale)
 
 
 def _row_products(anchors: LabelledRows, paired: Tensor) -> Tensor:
