@@ -1,6 +1,7 @@
-"""`pairwise_lse(features, scale)` by others, and their inputs: what bench_pairwise.py compares with.
+"""The same computations by others, and their inputs: what the benchmarks compare with.
 
-Every contender maps (n, d) unit rows to ``lse_i = log Σ_{j≠i} exp(scale · f_i · f_j)`` (n,), with gradient.
+Contenders of bench_pairwise.py map (n, d) unit rows to ``lse_i = log Σ_{j≠i} exp(scale · f_i · f_j)`` (n,),
+with gradient; those of bench_info_nce.py map queries and keys, n of each, to InfoNCE's mean.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from action_kernels import info_nce_loss
 from action_kernels.ops import pairwise_lse
 
 SCALE = 10.0  # τ = 0.1
@@ -118,10 +120,70 @@ COMPILED_A_SIZE = ("torch.compile", "KeOps")  # for each n and d, or each d
 BYTES_A_PAIR = {"eager": 18, "torch.compile": 9}
 
 
+# PyTorch's own, since 2.13, computes gradients in its forward pass, a chunk of queries at a time. It has
+# no j ≠ i and one target a row, so of the losses here it can be InfoNCE alone.
+LINEAR_CROSS_ENTROPY = "F.linear_cross_entropy"
+LINEAR_CROSS_ENTROPY_OPTIONS: dict[str, dict[str, Any]] = {
+    f"{LINEAR_CROSS_ENTROPY}, {policy}, {chunks}": {"acc_policy": policy, **options}
+    for policy in ("compact", "accurate")
+    for chunks, options in {
+        **{f"aspect ratio:{n}": {"chunking_method": f"aspect_ratio:{n}"} for n in (1, 2, 4)},
+        **{
+            f"{rows} rows": {"chunking_method": None, "batch_chunk_size": rows}
+            for rows in (128, 512, 2048)
+        },
+    }.items()
+}
+
+
+def linear_cross_entropy(name: str) -> Callable[[Tensor, Tensor, float], Tensor]:
+    """InfoNCE by `torch.nn.functional.linear_cross_entropy` with the options of that name."""
+    options = torch.nn.LinearCrossEntropyOptions(**LINEAR_CROSS_ENTROPY_OPTIONS[name])
+
+    def info_nce(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
+        return torch.nn.functional.linear_cross_entropy(
+            _unit(queries) * scale, _unit(keys), _diagonal(queries), options=options
+        )
+
+    return info_nce
+
+
+def eager_info_nce(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """As everybody writes it, with the n × n matrix."""
+    logits = _unit(queries) @ _unit(keys).T * scale
+    return torch.nn.functional.cross_entropy(logits, _diagonal(queries))
+
+
+def fused_info_nce(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
+    return info_nce_loss(queries, keys, temperature=1 / scale)
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(rows)
+
+
+def _diagonal(queries: Tensor) -> Tensor:
+    return torch.arange(len(queries), device=queries.device)
+
+
+def info_nce(name: str) -> Callable[[Tensor, Tensor, float], Tensor]:
+    """The contender `name`, InfoNCE of queries, keys and a scale."""
+    if name in LINEAR_CROSS_ENTROPY_OPTIONS:
+        return linear_cross_entropy(name)
+    return {
+        "action_kernels": fused_info_nce,
+        "eager": eager_info_nce,
+        "torch.compile": compiled(eager_info_nce),
+    }[name]
+
+
 def missing(name: str) -> str | None:
     """Why a contender cannot run here, or None."""
     if name == "KeOps" and importlib.util.find_spec("pykeops") is None:
         return "pykeops is not installed"
+    absent = not hasattr(torch.nn.functional, "linear_cross_entropy")
+    if name.startswith(LINEAR_CROSS_ENTROPY) and absent:
+        return f"torch {torch.__version__} has no linear_cross_entropy: it came with 2.13"
     return None
 
 

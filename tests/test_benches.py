@@ -13,6 +13,7 @@ bench_pairwise = pytest.importorskip("bench_pairwise")
 peers = pytest.importorskip("peers")
 anco = pytest.importorskip("bench_anatomical_contrast")
 contenders = pytest.importorskip("contenders")
+info_nce = pytest.importorskip("bench_info_nce")
 
 TINY = bench_pairwise.Plan(
     sizes=(48,),
@@ -80,3 +81,25 @@ def test_anatomical_contrast_gathers_no_negatives() -> None:
     for name in ("shared negatives", "negatives of its own"):
         assert contenders.peak_memory_when_warm(anco.prepare, name) < 0.7 * gathered
     assert contenders.peak_memory_when_warm(anco.prepare, "of its own, materialized") > gathered
+
+
+@pytest.mark.parametrize("name", ["action_kernels", "eager", *peers.LINEAR_CROSS_ENTROPY_OPTIONS])
+def test_info_nce_peers_agree_with_float64(name: str) -> None:
+    if reason := peers.missing(name):
+        pytest.skip(reason)
+    found = info_nce.errors(name, 150)
+    assert all(error < limit for error, limit in zip(found, info_nce.LARGEST_ERROR, strict=True))
+
+
+def test_a_wrong_info_nce_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "_diagonal", lambda rows: torch.zeros(len(rows), dtype=torch.int64))
+    with pytest.raises(AssertionError, match="eager: errors of loss and gradients"):
+        info_nce.gate("eager", 40)
+
+
+def test_a_torch_without_linear_cross_entropy_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(torch.nn.functional, "linear_cross_entropy", raising=False)
+    assert info_nce.contestants(16) == ("action_kernels", *info_nce.PLAIN)
+    assert f"left out: torch {torch.__version__} has no" in capsys.readouterr().out
