@@ -119,7 +119,8 @@ class Intensity:
         over = tuple(range(1, images.dim()))
         for factors, fixed in ((self.brightness, torch.amin), (self.contrast, torch.mean)):
             point = fixed(images, over, keepdim=True)
-            images = point + self._per_image(factors, images) * (images - point)
+            factor = self._per_image(factors, images)
+            images = factor * images + (1 - factor) * point
         return images
 
     @staticmethod
