@@ -150,6 +150,7 @@ def cases(quick: bool = False) -> Iterator[Case]:
     yield from _masked_cases(128, bf16)
     yield from _keys_cases(128, bf16)
     yield from _online_cases(128, bf16)
+    yield from _learnable_cases(128, bf16)
     if quick:
         return
     for dim in (*NARROW_DIMS, 256, 496):
@@ -158,6 +159,7 @@ def cases(quick: bool = False) -> Iterator[Case]:
         yield from _masked_cases(dim, bf16)
         yield from _keys_cases(dim, bf16)
         yield from _online_cases(dim, bf16)
+        yield from _learnable_cases(dim, bf16)
     for dim in (128, 496):  # beside bfloat16: the weights of the backward are scaled
         yield from _core_cases(dim, fp16)
         yield from _masked_cases(dim, fp16)
@@ -178,9 +180,7 @@ def _core_cases(
     name = _name(dim, dtype) + (" as tf32" if tf32 else "")
     yield Case(
         f"forward symmetric {name}",
-        _allowing_tf32(
-            tf32, lambda: forward(PairwiseCall(a, None, 10.0, None, normalized=True), False)
-        ),
+        _allowing_tf32(tf32, lambda: forward(PairwiseCall(a, None, 10.0, bounded=True), False)),
         spills,
     )
     yield Case(
@@ -188,7 +188,7 @@ def _core_cases(
         _allowing_tf32(
             tf32,
             lambda: backward(
-                PairwiseCall(a, None, 10.0, None, normalized=True), row, row, True, False
+                PairwiseCall(a, None, 10.0, bounded=True), row, row, True, False, dtype
             ),
         ),
         spills,
@@ -213,12 +213,12 @@ def _masked_cases(dim: int, dtype: torch.dtype) -> Iterator[Case]:
     mask, name = _meta(COUNT - 1, dtype=torch.bool), _name(dim, dtype)
     yield Case(
         f"forward masked {name}",
-        lambda: forward(PairwiseCall(odd, None, 10.0, mask, normalized=True), False),
+        lambda: forward(PairwiseCall(odd, None, 10.0, mask, bounded=True), False),
     )
     yield Case(
         f"backward masked {name}",
         lambda: backward(
-            PairwiseCall(odd, None, 10.0, mask, normalized=True), row, row, True, False
+            PairwiseCall(odd, None, 10.0, mask, bounded=True), row, row, True, False, dtype
         ),
     )
 
@@ -228,11 +228,11 @@ def _keys_cases(dim: int, dtype: torch.dtype) -> Iterator[Case]:
     row, name = _meta(COUNT, dtype=torch.float32), _name(dim, dtype)
     yield Case(
         f"forward keys {name}",
-        lambda: forward(PairwiseCall(a, k, 10.0, None, normalized=True), False),
+        lambda: forward(PairwiseCall(a, k, 10.0, bounded=True), False),
     )
     yield Case(
         f"backward keys apart {name}",
-        lambda: backward(PairwiseCall(a, k, 10.0, None, normalized=True), row, row, True, True),
+        lambda: backward(PairwiseCall(a, k, 10.0, bounded=True), row, row, True, True, dtype),
     )
 
 
@@ -241,14 +241,27 @@ def _online_cases(dim: int, dtype: torch.dtype) -> Iterator[Case]:
     rows, row = _meta(COUNT, dim, dtype=dtype), _meta(COUNT - 1, dtype=torch.float32)
     odd, mask = _meta(COUNT - 1, dim, dtype=dtype), _meta(COUNT - 1, dtype=torch.bool)
     name = _name(dim, dtype)
-    yield Case(
-        f"forward online {name}", lambda: forward(PairwiseCall(rows, None, 50.0, None), False)
-    )
+    yield Case(f"forward online {name}", lambda: forward(PairwiseCall(rows, None, 50.0), False))
     yield Case(
         f"backward masked online {name}",
-        lambda: backward(
-            PairwiseCall(odd, None, 50.0, mask, normalized=False), row, row, True, False
-        ),
+        lambda: backward(PairwiseCall(odd, None, 50.0, mask), row, row, True, False, dtype),
+    )
+
+
+def _learnable_cases(dim: int, dtype: torch.dtype) -> Iterator[Case]:
+    """A scale that is loaded, and gradients in float32, from which its own is taken."""
+    rows, row = _meta(COUNT, dim, dtype=dtype), _meta(COUNT, dtype=torch.float32)
+    name = _name(dim, dtype)
+    learnable = PairwiseCall(rows, rows, 1.0, scale_tensor=_meta(dtype=torch.float32))
+    own = learnable._replace(keys=None)
+    yield Case(f"forward learnable scale {name}", lambda: forward(own, False))
+    yield Case(
+        f"backward keys apart learnable scale {name}",
+        lambda: backward(learnable, row, row, True, True, torch.float32),
+    )
+    yield Case(
+        f"backward self learnable scale {name}",
+        lambda: backward(own, row, row, True, False, torch.float32),
     )
 
 

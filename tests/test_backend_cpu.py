@@ -377,7 +377,7 @@ def test_accumulators_stay_in_registers(isa, accumulators):
 def backward(anchors, mask, lse, kept):
     upstream = torch.linspace(-1, 2, len(lse))
     call = PairwiseCall(anchors, None, 10.0, mask)
-    return cpu.pairwise_lse_backward(call, upstream, lse, True, False, kept)[0]
+    return cpu.pairwise_lse_backward(call, upstream, lse, True, False, anchors.dtype, kept)[0]
 
 
 @pytest.mark.parametrize("n", [1, 50, 191, 700, 1500])

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import action_kernels
-from action_kernels.ops.pairwise_lse import PairwiseCall
+from action_kernels.ops.pairwise_lse import PairwiseCall, is_bounded
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -97,7 +97,7 @@ def forward(
 ) -> dict[str, object]:
     (launch,) = recorded(
         lambda: pairwise_lse.pairwise_lse_forward(
-            PairwiseCall(rows(), keys, scale, normalized=normalized), False
+            PairwiseCall(rows(), keys, scale, bounded=normalized and is_bounded(scale)), False
         )
     )
     return launch.constants
@@ -108,6 +108,7 @@ def test_the_fixed_shift_is_chosen_only_where_it_is_safe() -> None:
     assert forward(43.6)["FIXED"]  # 2 · log2(e) · scale = 125.8
     assert not forward(43.8)["FIXED"]  # 126.4
     assert not forward(10.0, normalized=False)["FIXED"]
+    assert not is_bounded(torch.tensor(10.0))  # not known when the kernel is chosen
 
 
 def test_tiles_serve_rows_and_columns_only_where_sums_may_come_in_any_order() -> None:
@@ -130,7 +131,7 @@ def test_the_forward_pass_splits_the_steps_that_it_takes(kind: str, n: int) -> N
         launch
         for launch in recorded(
             lambda: pairwise_lse.pairwise_lse_forward(
-                PairwiseCall(a, keys, 10.0, normalized=kind != "online"), False
+                PairwiseCall(a, keys, 10.0, bounded=kind != "online"), False
             )
         )
         if launch.kernel is pairwise_lse._forward_kernel
@@ -159,7 +160,12 @@ def test_only_the_gradients_asked_for_are_computed(
     a, row = rows(), torch.empty(4096, device="meta")
     launches = recorded(
         lambda: pairwise_lse.pairwise_lse_backward(
-            PairwiseCall(a, a, 10.0, normalized=True), row, row, need_anchors, need_keys
+            PairwiseCall(a, a, 10.0, bounded=True),
+            row,
+            row,
+            need_anchors,
+            need_keys,
+            a.dtype,
         )
     )
     weighing = [x.constants for x in launches if x.kernel is pairwise_lse._backward_kernel]

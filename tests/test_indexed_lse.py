@@ -118,8 +118,8 @@ def test_gradcheck():
 def test_opcheck():
     queries, bank, index = scene(6, 3, 5, 4, 4)
     op = torch.ops.action_kernels.indexed_lse
-    torch.library.opcheck(op, (queries.clone().requires_grad_(), bank, index, 2.0, True))
-    torch.library.opcheck(op, (queries, bank, index, 2.0, False))
+    torch.library.opcheck(op, (queries.clone().requires_grad_(), bank, index, 2.0, None, True))
+    torch.library.opcheck(op, (queries, bank, index, 2.0, None, False))
 
 
 def test_compiles_whole():
@@ -155,7 +155,7 @@ def test_second_derivatives_are_refused():
         ({"index": torch.full((3, 5), 4)}, "index must be below 4, found 4"),
         ({"index": torch.zeros(4, 5, dtype=torch.int64)}, "multiple of runs"),
         ({"index": torch.zeros(6, dtype=torch.int64)}, r"index must have shape \(runs, k\)"),
-        ({"scale": -1.0}, "scale must be finite and > 0, got -1.0"),
+        ({"scale": -1.0}, "must be finite and > 0.*got -1.0"),
     ],
 )
 def test_errors_name_the_argument(change, message):

@@ -114,8 +114,8 @@ def test_opcheck():
     keys = unit_rows(6, 4, seed=1).requires_grad_()
     mask, key_mask = masks(9, 6)
     op = torch.ops.action_kernels.pairwise_lse
-    torch.library.opcheck(op, (anchors, None, 2.0, mask, None, True))
-    torch.library.opcheck(op, (anchors, keys, 2.0, mask, key_mask, False))
+    torch.library.opcheck(op, (anchors, None, 2.0, mask, None, True, None))
+    torch.library.opcheck(op, (anchors, keys, 2.0, mask, key_mask, False, None))
 
 
 def test_compiles_whole():
@@ -166,9 +166,10 @@ def test_only_requested_gradients_are_computed(monkeypatch):
             "keys is torch.float64 but anchors is torch.float32",
         ),
         ({"keys": torch.zeros(4, 2, device="meta")}, "keys is on meta but anchors on cpu"),
-        ({"scale": 0.0}, "scale must be finite and > 0, got 0.0"),
-        ({"scale": float("nan")}, "scale must be finite and > 0"),
-        ({"scale": "1"}, "scale must be a number, got str"),
+        ({"scale": 0.0}, "must be finite and > 0.*got 0.0"),
+        ({"scale": float("nan")}, "must be finite and > 0, at most 3.4e.38, got nan"),
+        ({"scale": 1e39}, "got 1e.39"),
+        ({"scale": "1"}, "scale must be a number or a 0-d tensor, got str"),
         ({"mask": torch.ones(3)}, "mask must be a bool tensor, got torch.float32"),
         ({"mask": torch.ones(4, dtype=torch.bool)}, r"mask must have shape \(3,\), got \(4,\)"),
         ({"key_mask": torch.ones(3, dtype=torch.bool)}, "key_mask needs keys"),

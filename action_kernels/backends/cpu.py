@@ -26,6 +26,7 @@ from torch import Tensor
 
 from action_kernels.backends import c_header
 from action_kernels.backends._library import LIBRARY_FOLDER, open_library
+from action_kernels.backends.reference import pairwise_lse as reference
 from action_kernels.ops.pairwise_lse import PairwiseCall
 from action_kernels.ops.prepare_rows import row_count
 from action_kernels.ops.registry import register
@@ -220,6 +221,8 @@ def _place(kept: Tensor | None) -> tuple[int | None, int]:
 
 @register("pairwise_lse_forward", backend="cpu", dtypes=frozenset(DTYPES))
 def pairwise_lse_forward(call: PairwiseCall, keep: bool) -> tuple[Tensor, Tensor | None]:
+    if not math.isfinite(call.scale):  # a tensor that could not be looked at before
+        return reference.pairwise_lse_forward(call, keep)
     sides = _Sides(call)
     lse = torch.empty(call.anchors.shape[0], dtype=torch.float32)
     kept = sides.kept() if keep else None
@@ -239,9 +242,15 @@ def pairwise_lse_backward(
     lse: Tensor,
     need_anchors: bool,
     need_keys: bool,
+    dtype: torch.dtype,
     kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    sides, dtype = _Sides(call), call.anchors.dtype
+    if not math.isfinite(call.scale):
+        return reference.pairwise_lse_backward(call, grad_lse, lse, need_anchors, need_keys, dtype)
+    if dtype != call.anchors.dtype:  # the library's gradients are of their rows' dtype
+        keys = None if call.keys is None else call.keys.to(dtype)
+        call, kept = call._replace(anchors=call.anchors.to(dtype), keys=keys), None
+    sides = _Sides(call)
     grad_lse, lse = grad_lse.float().contiguous(), lse.contiguous()
     need_keys = need_keys and call.keys is not None
     grad_anchors = torch.empty(call.anchors.shape if need_anchors else (0,), dtype=dtype)

@@ -97,12 +97,10 @@ def check_same_dtype(**tensors: Tensor | None) -> None:
 
 
 def check_positive(name: str, value: float) -> None:
-    """A finite number > 0. A symbolic float (torch.compile) passes: it was checked when traced."""
-    if isinstance(value, torch.SymFloat):
-        return
+    """A finite number > 0; only compared, which torch.compile can do with a number it does not know."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not (math.isfinite(value) and value > 0):
+    if not 0 < value < math.inf:
         raise ValueError(f"{name} must be finite and > 0, got {value}")
 
 

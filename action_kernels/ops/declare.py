@@ -172,10 +172,10 @@ def _groups(run: Function) -> list[type | None]:
 def _schema(run: Function) -> str:
     flat: dict[str, Any] = {}
     for name, kind in _parameters(run):
-        if hasattr(kind, "_fields"):
-            flat.update(typing.get_type_hints(kind))
-        else:
-            flat[name] = kind
+        fields = typing.get_type_hints(kind) if hasattr(kind, "_fields") else {name: kind}
+        if twice := flat.keys() & fields.keys():
+            raise TypeError(f"{run.__qualname__} has several arguments named {', '.join(twice)}")
+        flat.update(fields)
     result = flat.pop("return")
 
     def prototype() -> None: ...

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from action_kernels.ops import checks, declare, registry
+from action_kernels.ops.scale import gradient_of_scale, take_scale, where_it_runs
 
 
 def pairwise_lse(
     anchors: Tensor,
     keys: Tensor | None = None,
     *,
-    scale: float,
+    scale: float | Tensor,
     mask: Tensor | None = None,
     key_mask: Tensor | None = None,
     normalized: bool = False,
@@ -29,21 +31,22 @@ def pairwise_lse(
     Args:
         anchors: (n, d), float16, bfloat16, float32 or float64.
         keys: (m, d) of the same dtype and device, or None.
-        scale: 1 / temperature, > 0.
+        scale: 1 / temperature, > 0: a number, or a 0-d tensor of any floating dtype, on the anchors'
+            device or the CPU, which gets a gradient if it asks for one. A tensor's value is not known
+            before the kernel runs, so that no fixed shift is chosen on a GPU.
         mask: (n,) bool, True for the anchors that take part (without `keys`: as keys too).
         key_mask: (m,) bool, True for the keys that take part; only with `keys`.
         normalized: promise that all rows that take part have norm 1, which lets a backend choose a
             fixed shift without looking.
 
     Returns:
-        (n,) float32, or float64 for float64 anchors. Differentiable once, with respect to anchors
-        and keys; memory O((n + m) · d).
+        (n,) float32, or float64 for float64 anchors. Differentiable once, with respect to anchors,
+        keys and scale; memory O((n + m) · d).
 
     Raises:
         TypeError, ValueError: a dtype, shape, device or scale does not fit; the message names it.
     """
     checks.check_matrix("anchors", anchors)
-    checks.check_positive("scale", scale)
     checks.check_mask("mask", mask, anchors.shape[:1])
     if keys is None:
         if key_mask is not None:
@@ -53,7 +56,18 @@ def pairwise_lse(
         checks.check_same_dtype(anchors=anchors, keys=keys)
         checks.check_mask("key_mask", key_mask, keys.shape[:1])
     checks.check_same_device(anchors=anchors, keys=keys, mask=mask, key_mask=key_mask)
-    return _forward(PairwiseCall(anchors, keys, float(scale), mask, key_mask, normalized))
+    number, tensor = take_scale(scale, anchors)
+    bounded = normalized and is_bounded(scale)
+    return _forward(PairwiseCall(anchors, keys, number, mask, key_mask, bounded, tensor))
+
+
+# Products of two powers 2^±63, and sums of 2^40 of them, are float32 numbers.
+LARGEST_BOUNDED_SCALE = 63 / math.log2(math.e)
+
+
+def is_bounded(scale: float | Tensor) -> bool:
+    """Whether exponentials of unit rows' scores need no maximum. Not known of a tensor."""
+    return not isinstance(scale, Tensor) and scale <= LARGEST_BOUNDED_SCALE
 
 
 class PairwiseCall(NamedTuple):
@@ -61,10 +75,15 @@ class PairwiseCall(NamedTuple):
 
     anchors: Tensor
     keys: Tensor | None  # None: the anchors are their own keys, j = i left out
-    scale: float
+    scale: float  # times scale_tensor, if there is one
     mask: Tensor | None = None
     key_mask: Tensor | None = None
-    normalized: bool = False
+    bounded: bool = (
+        False  # a promise: |scale · a · k| ≤ LARGEST_BOUNDED_SCALE, so no maximum is needed
+    )
+    scale_tensor: Tensor | None = (
+        None  # 0-d; on the CPU, or as kernels get it on the anchors' device
+    )
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -75,21 +94,52 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def _run_forward(call: PairwiseCall, keep: bool) -> tuple[Tensor, Tensor | None]:
     """lse (n,), and if `keep` what the backend leaves to its own backward pass, which alone reads it."""
     kernel = registry.resolve("pairwise_lse_forward", call.anchors)
-    lse_and_kept: tuple[Tensor, Tensor | None] = kernel(call, keep)
+    lse_and_kept: tuple[Tensor, Tensor | None] = kernel(_for_a_kernel(call), keep)
     return lse_and_kept
 
 
+def _for_a_kernel(call: PairwiseCall) -> PairwiseCall:
+    if call.scale_tensor is None:
+        return call
+    number, tensor = where_it_runs(call.scale, call.scale_tensor)
+    return call._replace(scale=number, scale_tensor=tensor)
+
+
+class Needs(NamedTuple):
+    """Which gradients are asked for."""
+
+    need_anchors: bool
+    need_keys: bool
+    need_scale: bool
+
+
 def _run_backward(
-    call: PairwiseCall,
-    grad_lse: Tensor,
-    lse: Tensor,
-    need_anchors: bool,
-    need_keys: bool,
-    kept: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    call: PairwiseCall, grad_lse: Tensor, lse: Tensor, needs: Needs, kept: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     kernel = registry.resolve("pairwise_lse_backward", call.anchors)
-    gradients: tuple[Tensor, Tensor] = kernel(call, grad_lse, lse, need_anchors, need_keys, kept)
-    return gradients
+    dtype = call.anchors.dtype
+    # That of the scale comes from the anchors', before they are rounded.
+    kernel_dtype = accumulation_dtype(dtype) if needs.need_scale else dtype
+    grad_anchors, grad_keys = kernel(
+        _for_a_kernel(call),
+        grad_lse,
+        lse,
+        needs.need_anchors or needs.need_scale,
+        needs.need_keys,
+        kernel_dtype,
+        kept,
+    )
+    grad_scale = grad_lse.new_empty(0)
+    if needs.need_scale:
+        assert call.scale_tensor is not None
+        grad_scale = gradient_of_scale(
+            call.anchors, grad_anchors, call.mask, call.scale, call.scale_tensor
+        )
+        if call.keys is None:  # the anchors are both factors of their products
+            grad_scale = grad_scale / 2
+        if not needs.need_anchors:
+            grad_anchors = grad_lse.new_empty(0)
+    return grad_anchors.to(dtype), grad_keys.to(dtype), grad_scale
 
 
 @declare.op("pairwise_lse")
@@ -106,27 +156,27 @@ def _(call: PairwiseCall) -> Tensor:
 
 @declare.op("pairwise_lse_backward")
 def _backward(
-    call: PairwiseCall, grad_lse: Tensor, lse: Tensor, need_anchors: bool, need_keys: bool
-) -> tuple[Tensor, Tensor]:
-    """Gradients of anchors and keys, in their dtype; an empty tensor for one not asked for.
+    call: PairwiseCall, grad_lse: Tensor, lse: Tensor, needs: Needs
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of anchors, keys and scale, in their dtype; an empty tensor for one not asked for.
 
     Without keys the anchors' gradient holds both of their parts:
     ``scale · Σ_j (g_i P_ij + g_j P_ji) a_j`` with ``P_ij = exp(s_ij − lse_i)``.
     """
-    return _run_backward(call, grad_lse, lse, need_anchors, need_keys)
+    return _run_backward(call, grad_lse, lse, needs)
 
 
 @_backward.fake
 def _(
-    call: PairwiseCall, grad_lse: Tensor, lse: Tensor, need_anchors: bool, need_keys: bool
-) -> tuple[Tensor, Tensor]:
-    def gradient_of(rows: Tensor | None) -> Tensor:
-        shape = (0,) if rows is None else rows.shape
-        return torch.empty(shape, dtype=call.anchors.dtype, device=call.anchors.device)
+    call: PairwiseCall, grad_lse: Tensor, lse: Tensor, needs: Needs
+) -> tuple[Tensor, Tensor, Tensor]:
+    def like(tensor: Tensor | None, needed: bool) -> Tensor:
+        given = call.anchors if tensor is None else tensor
+        shape = given.shape if needed else (0,)
+        return torch.empty(shape, dtype=given.dtype, device=given.device)
 
-    return gradient_of(call.anchors if need_anchors else None), gradient_of(
-        call.keys if need_keys else None
-    )
+    grad_scale = like(call.scale_tensor, True) if needs.need_scale else torch.empty_like(lse[:0])
+    return like(call.anchors, needs.need_anchors), like(call.keys, needs.need_keys), grad_scale
 
 
 @_forward.differentiable
@@ -134,29 +184,30 @@ class _Differentiable(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         call = PairwiseCall(*arguments)
+        tensors = call.anchors, call.keys, call.mask, call.key_mask, call.scale_tensor
         kept = None
-        if declare.is_eager(call.anchors, call.keys, call.mask, call.key_mask):
+        if declare.is_eager(*tensors):
             lse, kept = _run_forward(call, keep=True)
         else:
             lse = _forward.below_autograd(call)
-        ctx.save_for_backward(lse, kept, call.anchors, call.keys, call.mask, call.key_mask)
-        ctx.scale, ctx.normalized = call.scale, call.normalized
+        ctx.save_for_backward(lse, kept, *tensors)
+        ctx.scale, ctx.bounded = call.scale, call.bounded
         return lse
 
     @staticmethod
     def backward(ctx: Any, grad_lse: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        lse, kept, anchors, keys, mask, key_mask = ctx.saved_tensors
-        need_anchors, need_keys = ctx.needs_input_grad[:2]
-        call = PairwiseCall(anchors, keys, ctx.scale, mask, key_mask, ctx.normalized)
+        lse, kept, anchors, keys, mask, key_mask, scale_tensor = ctx.saved_tensors
+        call = PairwiseCall(anchors, keys, ctx.scale, mask, key_mask, ctx.bounded, scale_tensor)
+        wanted = ctx.needs_input_grad
+        needs = Needs(wanted[0], wanted[1], wanted[6])
         if kept is not None and not torch.is_grad_enabled():
-            gradients = _run_backward(call, grad_lse, lse, need_anchors, need_keys, kept)
+            gradients = _run_backward(call, grad_lse, lse, needs, kept)
         else:
-            gradients = _backward(call, grad_lse, lse, need_anchors, need_keys)
-        return (
-            gradients[0] if need_anchors else None,
-            gradients[1] if need_keys else None,
-            None, None, None, None,
-        )  # fmt: skip
+            gradients = _backward(call, grad_lse, lse, needs)
+        grad_anchors, grad_keys, grad_scale = (
+            gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)
+        )
+        return grad_anchors, grad_keys, None, None, None, None, grad_scale
 
 
 _backward.without_second_derivative(of="pairwise_lse")

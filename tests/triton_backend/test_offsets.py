@@ -113,6 +113,7 @@ def test_pairwise_lse_backward(storage: Tensor, monkeypatch: pytest.MonkeyPatch)
             row,
             True,
             False,
+            half,
         )
     )
     launch = in_one_step_each(launch, 16)

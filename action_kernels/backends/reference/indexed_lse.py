@@ -11,7 +11,7 @@ from action_kernels.ops.registry import register
 
 @register("indexed_lse", backend="reference")
 def indexed_lse(
-    queries: Tensor, bank: Tensor, index: Tensor, scale: float, with_mean: bool
+    queries: Tensor, bank: Tensor, index: Tensor, scale: float | Tensor, with_mean: bool
 ) -> tuple[Tensor, Tensor]:
     (runs, negatives), dim = index.shape, queries.shape[1]
     q = clean(queries, None).view(runs, -1, dim) if runs else clean(queries, None)[None]

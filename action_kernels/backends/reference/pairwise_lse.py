@@ -8,10 +8,16 @@ from torch import Tensor
 from action_kernels.backends.reference.rows import chunks, clean
 from action_kernels.ops.pairwise_lse import PairwiseCall
 from action_kernels.ops.registry import register
+from action_kernels.ops.scale import product
 
 
 def _similarities(
-    anchors: Tensor, keys: Tensor, chunk: slice, scale: float, key_mask: Tensor | None, self_: bool
+    anchors: Tensor,
+    keys: Tensor,
+    chunk: slice,
+    scale: float | Tensor,
+    key_mask: Tensor | None,
+    self_: bool,
 ) -> Tensor:
     """s_ij for the anchors of a chunk; −inf for keys that do not count."""
     s = anchors[chunk] @ keys.T * scale
@@ -25,9 +31,10 @@ def _similarities(
 @register("pairwise_lse_forward", backend="reference")
 def pairwise_lse_forward(call: PairwiseCall, keep: bool) -> tuple[Tensor, None]:
     a, k, key_mask = _clean_sides(call)
+    scale = product(call.scale, call.scale_tensor)
     lse = torch.full((a.shape[0],), -torch.inf, dtype=a.dtype, device=a.device)
     for chunk in chunks(a.shape[0], k.shape[0]):
-        lse[chunk] = _similarities(a, k, chunk, call.scale, key_mask, a is k).logsumexp(1)
+        lse[chunk] = _similarities(a, k, chunk, scale, key_mask, a is k).logsumexp(1)
     return lse if call.mask is None else lse.where(call.mask, 0), None
 
 
@@ -46,15 +53,17 @@ def pairwise_lse_backward(
     lse: Tensor,
     need_anchors: bool,
     need_keys: bool,
+    dtype: torch.dtype,
     kept: None = None,
 ) -> tuple[Tensor, Tensor]:
     a, k, key_mask = _clean_sides(call)
+    scale = product(call.scale, call.scale_tensor)
     takes_part = lse > -torch.inf if call.mask is None else (lse > -torch.inf) & call.mask
-    g = (grad_lse * call.scale).where(takes_part, 0)
+    g = (grad_lse * scale).to(a.dtype).where(takes_part, 0)
     shift = lse.where(takes_part, 0)
     grad_a, grad_k = torch.zeros_like(a), torch.zeros_like(k)
     for chunk in chunks(a.shape[0], k.shape[0]):
-        s = _similarities(a, k, chunk, call.scale, key_mask, a is k)
+        s = _similarities(a, k, chunk, scale, key_mask, a is k)
         weights = (s - shift[chunk, None]).exp_() * g[chunk, None]
         if need_anchors:
             grad_a[chunk] = weights @ k
@@ -62,8 +71,8 @@ def pairwise_lse_backward(
             grad_k.addmm_(weights.T, a[chunk])
     if a is k:
         grad_a += grad_k
-    nothing = a.new_empty(0, dtype=call.anchors.dtype)
+    nothing = a.new_empty(0, dtype=dtype)
     return (
-        grad_a.to(call.anchors.dtype) if need_anchors else nothing,
-        grad_k.to(call.anchors.dtype) if need_keys else nothing.clone(),
+        grad_a.to(dtype) if need_anchors else nothing,
+        grad_k.to(dtype) if need_keys else nothing.clone(),
     )

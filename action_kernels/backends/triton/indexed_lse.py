@@ -31,13 +31,17 @@ def _kernel(
     bank_count,
     negatives,
     scale,
+    scale_tensor,  # (1,), another factor of it, if SCALED
     DIM: tl.constexpr,
     DIM_PADDED: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     WITH_MEAN: tl.constexpr,
+    SCALED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
+    if SCALED:
+        scale *= tl.load(scale_tensor).to(tl.float32)
     run = tl.program_id(0).to(tl.int64)
     in_run = tl.program_id(1) * ROWS
     start = run * queries_per_run + in_run
@@ -85,7 +89,7 @@ def _kernel(
 
 @register("indexed_lse", backend="triton", dtypes=DTYPES)
 def indexed_lse(
-    queries: Tensor, bank: Tensor, index: Tensor, scale: float, with_mean: bool
+    queries: Tensor, bank: Tensor, index: Tensor, scale: float | Tensor, with_mean: bool
 ) -> tuple[Tensor, Tensor]:
     count, dim = queries.shape
     if dim > tuning.largest_dim(queries.element_size(), product_precision(queries)):
@@ -109,12 +113,14 @@ def indexed_lse(
         queries_per_run,
         bank.shape[0],
         negatives,
-        scale,
+        1.0 if isinstance(scale, Tensor) else scale,
+        scale if isinstance(scale, Tensor) else None,
         DIM=dim,
         DIM_PADDED=tuning.padded(dim),
         ROWS=tiles.rows,
         KEYS=tiles.keys,
         WITH_MEAN=with_mean,
+        SCALED=isinstance(scale, Tensor),
         PRECISION=product_precision(queries),
     )
     return lse, mean

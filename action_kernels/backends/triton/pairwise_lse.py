@@ -1,7 +1,7 @@
 """`pairwise_lse`: tiles of similarities by matrix units, reduced where they stand.
 
-- Forward, *fixed shift*: with rows of norm 1 and c = scale · log2(e) ≤ 63 the exponents x = c · a_i·k_j
-  lie within ±63, so 2^x neither overflows nor vanishes in float32 and sums of it need no maximum (the
+- Forward, *fixed shift*: for a `bounded` call the exponents x = c · a_i·k_j, c = scale · log2(e), lie
+  within ±63, so 2^x neither overflows nor vanishes in float32 and sums of it need no maximum (the
   shift is 0). *Online maximum*: for all else the running maximum of each row, and e^x, because
   rounding logits of hundreds to another base twice would cost their last digits. One kernel, compiled
   in two variants, both with exponents x = multiplier · a_i·k_j.
@@ -49,7 +49,6 @@ from action_kernels.ops.registry import register
 
 DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
 LOG2_E = math.log2(math.e)
-LARGEST_FIXED_EXPONENT = 63.0  # 2^±63: products of two and sums of 2^40 stay within float32
 LARGEST_PARTIAL = 32 << 20  # bytes of partial gradients, where few rows leave processors idle
 
 
@@ -63,16 +62,20 @@ def _forward_kernel(
     key_tiles,
     tiles_per_split,
     multiplier,
+    scale_tensor,  # (1,), another factor of the multiplier, if SCALED
     DIM: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     SELF: tl.constexpr,
     SYMMETRIC: tl.constexpr,
     FIXED: tl.constexpr,
+    SCALED: tl.constexpr,
     ANCHORS_PARTIAL: tl.constexpr,
     KEYS_PARTIAL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
+    if SCALED:
+        multiplier *= tl.load(scale_tensor).to(tl.float32)
     block = tl.program_id(0)
     split = tl.program_id(1)
     start = block * ROWS
@@ -194,6 +197,7 @@ def _backward_kernel(
     tiles_per_split,
     scale,
     multiplier,
+    scale_tensor,  # (1,), another factor of both, if SCALED
     COLUMNS: tl.constexpr,
     DIM: tl.constexpr,
     ROWS: tl.constexpr,
@@ -201,6 +205,7 @@ def _backward_kernel(
     OWN_TERM: tl.constexpr,
     OTHER_TERM: tl.constexpr,
     FIXED: tl.constexpr,
+    SCALED: tl.constexpr,
     OWN_PARTIAL: tl.constexpr,
     OTHER_PARTIAL: tl.constexpr,
     HALF: tl.constexpr,
@@ -209,6 +214,10 @@ def _backward_kernel(
 ):  # type: ignore[no-untyped-def]
     SELF: tl.constexpr = OWN_TERM and OTHER_TERM
     WIDTH: tl.constexpr = DIM // PARTS
+    if SCALED:
+        factor = tl.load(scale_tensor).to(tl.float32)
+        scale *= factor
+        multiplier *= factor
     split = tl.program_id(1)
     start = tl.program_id(0) * ROWS
     local = tl.arange(0, ROWS)
@@ -352,7 +361,7 @@ def _forward(call: PairwiseCall, tiles: tuning.Tiles) -> Tensor:
     self_ = keys is None
     a = whole_tiles(anchors, mask, tiles.rows)
     k = a if keys is None else whole_tiles(keys, call.key_mask, tiles.keys)
-    fixed = _fixed_shift(call.scale, call.normalized)
+    fixed = call.bounded
     symmetric = self_ and fixed and not torch.are_deterministic_algorithms_enabled()
     padded_count = a.values.shape[0]
     blocks, key_tiles = padded_count // tiles.rows, k.values.shape[0] // tiles.keys
@@ -373,9 +382,11 @@ def _forward(call: PairwiseCall, tiles: tuning.Tiles) -> Tensor:
         key_tiles,
         triton.cdiv(steps, splits),
         _multiplier(call.scale, fixed),
+        call.scale_tensor,
         SELF=self_,
         SYMMETRIC=symmetric,
         FIXED=fixed,
+        SCALED=call.scale_tensor is not None,
         ANCHORS_PARTIAL=a.bias is not None,
         KEYS_PARTIAL=k.bias is not None,
         **_tile_constants(a.values, tiles),
@@ -384,10 +395,6 @@ def _forward(call: PairwiseCall, tiles: tuning.Tiles) -> Tensor:
         return result[0, :count]
     lse = (result[0].log_() if symmetric else result.logsumexp(0))[:count]
     return lse if mask is None else lse.where(mask, 0)
-
-
-def _fixed_shift(scale: float, normalized: bool) -> bool:
-    return normalized and scale * LOG2_E <= LARGEST_FIXED_EXPONENT
 
 
 def _multiplier(scale: float, fixed: bool) -> float:
@@ -411,23 +418,21 @@ def pairwise_lse_backward(
     lse: Tensor,
     need_anchors: bool,
     need_keys: bool,
+    dtype: torch.dtype,
     kept: None = None,
 ) -> tuple[Tensor, Tensor]:
-    anchors, keys, scale = call.anchors, call.keys, call.scale
+    anchors, keys = call.anchors, call.keys
     if not _served(anchors):
-        return reference.pairwise_lse_backward(call, grad_lse, lse, need_anchors, need_keys)
+        return reference.pairwise_lse_backward(call, grad_lse, lse, need_anchors, need_keys, dtype)
     a = _Rows(anchors, call.mask, lse, grad_lse.contiguous())
-    grad_anchors, grad_keys = anchors.new_empty(0), anchors.new_empty(0)
+    nothing = torch.empty(0, dtype=dtype, device=anchors.device)
     if keys is None:
-        if need_anchors:
-            grad_anchors = _gradient(a, a, scale, _fixed_shift(scale, call.normalized))
-        return grad_anchors, grad_keys
+        return _gradient(call, a, a, dtype) if need_anchors else nothing, nothing.clone()
     k = _Rows(keys, call.key_mask)
-    if need_anchors:
-        grad_anchors = _gradient(a, k, scale, fixed=False)
-    if need_keys:
-        grad_keys = _gradient(k, a, scale, fixed=False)
-    return grad_anchors, grad_keys
+    return (
+        _gradient(call, a, k, dtype) if need_anchors else nothing,
+        _gradient(call, k, a, dtype) if need_keys else nothing.clone(),
+    )
 
 
 @dataclass(frozen=True)
@@ -454,14 +459,14 @@ class _Rows:
         return gradient_terms(self.lse, self.grad, self.mask, peak, padded_count, fixed)
 
 
-def _gradient(own: _Rows, other: _Rows, scale: float, fixed: bool) -> Tensor:
+def _gradient(call: PairwiseCall, own: _Rows, other: _Rows, dtype: torch.dtype) -> Tensor:
     """Gradient of the `own` rows, by way of their own lse, of the `other` rows', or (self) of both."""
     values = own.values
     if values.shape[0] == 0 or other.values.shape[0] == 0:
-        return torch.zeros_like(values)
+        return torch.zeros_like(values, dtype=dtype)
 
     def run(tiles: tuning.Tiles) -> Tensor:
-        return _weighted_sum(own, other, scale, fixed, tiles)
+        return _weighted_sum(call, own, other, dtype, tiles)
 
     candidates = tuning.backward_candidates(*_tiling_of(values))
     count = values.shape[0].bit_length()
@@ -470,9 +475,9 @@ def _gradient(own: _Rows, other: _Rows, scale: float, fixed: bool) -> Tensor:
 
 
 def _weighted_sum(
-    own: _Rows, other: _Rows, scale: float, fixed: bool, tiles: tuning.Tiles
+    call: PairwiseCall, own: _Rows, other: _Rows, dtype: torch.dtype, tiles: tuning.Tiles
 ) -> Tensor:
-    values = own.values
+    values, fixed = own.values, call.bounded and own is other
     a = whole_tiles(values, own.mask, tiles.rows)
     b = a if own is other else whole_tiles(other.values, other.mask, tiles.keys)
     anchors = own if own.lse is not None else other
@@ -486,7 +491,7 @@ def _weighted_sum(
     count, dim = values.shape
     partial = torch.empty(
         (splits, a.values.shape[0], dim),
-        dtype=values.dtype if splits == 1 else torch.float32,
+        dtype=dtype if splits == 1 else torch.float32,
         device=values.device,
     )
     launch(
@@ -505,16 +510,18 @@ def _weighted_sum(
         partial,
         steps,
         triton.cdiv(steps, splits),
-        scale,
-        _multiplier(scale, fixed),
+        call.scale,
+        _multiplier(call.scale, fixed),
+        call.scale_tensor,
         COLUMNS=dim,
         OWN_TERM=own.lse is not None,
         OTHER_TERM=other.lse is not None,
         FIXED=fixed,
+        SCALED=call.scale_tensor is not None,
         OWN_PARTIAL=a.bias is not None,
         OTHER_PARTIAL=b.bias is not None,
         HALF=peak is not None,
         PARTS=tiles.parts,
         **_tile_constants(a.values, tiles),
     )
-    return partial[0, :count] if splits == 1 else partial[:, :count].sum(0).to(values.dtype)
+    return partial[0, :count] if splits == 1 else partial[:, :count].sum(0).to(dtype)
