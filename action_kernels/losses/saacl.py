@@ -99,7 +99,11 @@ def saacl_loss(
     scale = logit_scale("temperature", temperature, anchors.rows)
     count = inputs.positive_counts() + (paired is not None)
     of_positives, of_center = _shares(positives, count, center_weight)
-    of_positives = of_positives.where((count > 0) & ~inputs.sole_positive(count), 0)
+    of_positives = of_positives.where(count > 0, 0)
+    if (
+        keys_of_classes is None
+    ):  # with a queue the centres are keys too, so that no key is the only one
+        of_positives = of_positives.where(~inputs.sole_positive(count), 0)
     vectors = of_center[:, None] * centers.to(of_center.dtype)
     if keys_of_classes is None:
         products = own_class_products(anchors.rows, anchors.labels, vectors, of_positives)
