@@ -16,7 +16,7 @@ from .listing import Listing, image_stem
 from .problems import DataError, Problems, some
 from .reading import Rules, Source
 from .task import ACDC
-from .volume import Case
+from .volume import Case, patient_of
 
 _FRAME = re.compile(r".*_frame.*", re.IGNORECASE)
 _CASE = re.compile(r".+_frame\d+", re.IGNORECASE)
@@ -103,6 +103,7 @@ class AcdcH5:
             for name, numbered in stacks.items()
             if name not in volumes
         ]
+        _check_frames(stacks, problems)
         only = {n: tuple(s) for n, s in stacks.items() if n not in volumes}
         return Findings(
             ACDC,
@@ -164,6 +165,18 @@ def _refuse_other_names(
             problems.add(
                 f"{path} is named neither as an image of ACDC (patientNNN_frameMM) nor as its label or slice; "
                 "rename it, or move it away"
+            )
+
+
+def _check_frames(stacks: dict[str, dict[int, Path]], problems: Problems) -> None:
+    """The frames of a patient have as many slices: where one has fewer, its last ones are lost."""
+    longest: dict[str, str] = {}
+    for name, numbered in stacks.items():
+        first = longest.setdefault(patient_of(name), name)
+        if len(stacks[first]) != len(numbered):
+            problems.add(
+                f"{next(iter(numbered.values())).parent} has {len(stacks[first])} slices of {first} and "
+                f"{len(numbered)} of {name}; copy them again"
             )
 
 

@@ -10,6 +10,7 @@ from ..errors import TrainerError
 from .acdc import RULES as ACDC_RULES
 from .acdc import AcdcH5, AcdcNifti
 from .cache import cached
+from .copies import copied_images, judge_copies
 from .la import LaH5, LaNifti, LaNrrd
 from .layout import Findings, Layout, Options
 from .listing import FOREIGN_SUFFIXES, Listing, list_folder
@@ -130,11 +131,14 @@ def open_dataset(
     if findings.problems:
         raise DataError(*findings.problems)
     split = split_patients(findings, root, labelled_patients, allow_missing=options.allow_missing)
+    faults, notes = judge_copies(copied_images(findings), findings.cases, split)
+    if faults:
+        raise DataError(*faults)
     return Dataset(
         Plan(findings.task, findings.rules, findings.spacing),
         _held_out_in_memory(findings.cases, split),
         split,
-        notes_on(findings, split),
+        (*notes_on(findings, split), *notes),
     )
 
 
@@ -176,6 +180,9 @@ def notes_on(findings: Findings, split: Split) -> tuple[str, ...]:
     """The layout's notes, and who is in no list."""
     left_out = unlisted(split, findings.cases)
     more = [f"in no list, so not used: {some(left_out)}"] if left_out else []
+    without = [c.name for c in split.cases("unlabelled", findings.cases) if not c.labelled]
+    if without:
+        more.append(f"without a label, so unlabelled data: {some(without)}")
     return (*findings.notes, *more)
 
 

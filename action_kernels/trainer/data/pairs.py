@@ -46,7 +46,9 @@ def place_of(path: Path) -> Place:
     word = stem.lower()
     if word in IMAGE_WORDS or word in LABEL_WORDS:
         return Place(word in LABEL_WORDS, parent.parent, parent.name)
-    ending = re.fullmatch(rf"(.+)[_-]({'|'.join(IMAGE_WORDS + LABEL_WORDS)})", stem, re.IGNORECASE)
+    ending = re.fullmatch(
+        rf"(.+)[_. -]({'|'.join(IMAGE_WORDS + LABEL_WORDS)})", stem, re.IGNORECASE
+    )
     case = ending[1] if ending else stem
     if parent.name.lower() in IMAGE_WORDS + LABEL_WORDS:
         return Place(parent.name.lower() in LABEL_WORDS, parent.parent, case)

@@ -59,7 +59,7 @@ def read_volume(source: Source, task: Task, rules: Rules) -> Volume:
     for read in source.channels:
         with problems.collecting():
             raw = read()
-            check_intensities(raw.path, raw.array)
+            check_intensities(raw.path, raw.array, task)
             channels.append(raw)
     if source.label is not None:
         with problems.collecting():
@@ -77,7 +77,6 @@ def read_volume(source: Source, task: Task, rules: Rules) -> Volume:
         label = _oriented_as(label, first)
         with problems.collecting():
             _check_same_grid(first, label)
-            _check_differ(first, label)
     problems.raise_any()
     image = np.stack(
         [grid.to_volume(raw.array) for raw in channels], dtype=np.float32, casting="unsafe"
@@ -138,8 +137,8 @@ def check_shape(path: Path, grid: Grid, task: Task, rules: Rules) -> None:
         )
 
 
-def check_intensities(path: Path, image: np.ndarray) -> None:
-    """Refuse NaN, infinite, absurdly large and constant intensities.
+def check_intensities(path: Path, image: np.ndarray, task: Task) -> None:
+    """Refuse NaN, infinite, absurdly large and constant intensities, and label maps in the place of images.
 
     Raises:
         DataError: naming the file.
@@ -155,6 +154,10 @@ def check_intensities(path: Path, image: np.ndarray) -> None:
     if not high - low > MIN_SPREAD:
         raise DataError(
             f"{path} holds {low:g} in every voxel; there is nothing to segment, save it again"
+        )
+    if low == 0 and high < task.num_classes and np.array_equal(image, np.rint(image)):
+        raise DataError(
+            f"{path} holds nothing but 0 … {high:g}, as a label does; put the image there, or name it as a label"
         )
 
 
@@ -213,13 +216,6 @@ def _oriented_as(label: Raw, image: Raw) -> Raw:
     turn = orientations.ornt_transform(have, want)
     affine = label.affine @ orientations.inv_ornt_aff(turn, label.array.shape)
     return replace(label, array=orientations.apply_orientation(label.array, turn), affine=affine)
-
-
-def _check_differ(image: Raw, label: Raw) -> None:
-    if np.array_equal(image.array, label.array):
-        raise DataError(
-            f"{label.path}: image and label hold the same numbers; one of them was saved in place of the other"
-        )
 
 
 def _check_same_grid(image: Raw, other: Raw) -> None:

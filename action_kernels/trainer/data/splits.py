@@ -95,8 +95,8 @@ def split_patients(
     else:
         train, val, test = _listed(lists, findings, allow_missing)
         source = lists.source
-    _check_labels(val, "validation", findings.cases)
-    _check_labels(test, "test", findings.cases)
+    for part, patients in (("validation", val), ("test", test)):
+        _check_labels(patients, part, findings.cases, every=True)
     can = [p for p in train if p in _labelled_patients(findings.cases)]
     if not 1 <= labelled_patients <= len(can):
         raise TrainerError(
@@ -132,12 +132,19 @@ def _labelled_patients(cases: Iterable[Case]) -> set[str]:
     return {case.patient for case in cases if case.labelled}
 
 
-def _check_labels(patients: Sequence[str], part: str, cases: Sequence[Case]) -> None:
-    present, can = {case.patient for case in cases}, _labelled_patients(cases)
-    without = [patient for patient in patients if patient in present and patient not in can]
+def _check_labels(
+    patients: Sequence[str], part: str, cases: Sequence[Case], *, every: bool = False
+) -> None:
+    """Whether each of `patients` has a label, or `every` case of them one."""
+    members, can = set(patients), _labelled_patients(cases)
+    without = [
+        case.name if every else case.patient
+        for case in cases
+        if case.patient in members and not case.labelled and (every or case.patient not in can)
+    ]
     if without:
         raise DataError(
-            f"--data: {some(without)} of the {part} patients have images but no label; add the labels"
+            f"--data: {some(_unique(without))} of the {part} patients have images but no label; add the labels"
         )
 
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ..errors import TrainerError
+from .copies import Copy, judge_copies
 from .dataset import find_cases, notes_on
 from .files import MAX_THREADS
 from .layout import Options
@@ -33,7 +34,8 @@ class _Seen:
     """What is kept of a case that was read."""
 
     problems: tuple[str, ...]
-    fingerprint: str = ""
+    image: str = ""
+    label: str = ""
     foreground: bool = True
 
 
@@ -61,20 +63,24 @@ def verify(data: str, options: Options | None = None, progress: Progress = iter)
         notes += notes_on(findings, split)
     if split is None:
         notes += findings.notes
-    images: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    copies: list[Copy] = []
     cases = list(findings.cases)
     with ThreadPoolExecutor(MAX_THREADS) as pool:
         for case, seen in zip(progress(cases), pool.map(_look_at, cases), strict=True):
             problems.add(*seen.problems)
             if not seen.foreground:
                 notes.append(f"the label of {case.name} holds background only")
-            if seen.fingerprint:
-                other = images.setdefault(seen.fingerprint, case.name)
-                if other != case.name:
-                    problems.add(
-                        f"{other} and {case.name} hold the same image; remove one of them, a copy on both sides of a "
-                        "split spoils the result"
-                    )
+            other = owners.setdefault(seen.image, case.name) if seen.image else case.name
+            if other != case.name:
+                copies.append((other, case.name))
+            other = owners.setdefault(seen.label, case.name) if seen.label else case.name
+            if other != case.name:
+                problems.add(f"{other} and {case.name} have the same label; put back what it was")
+    if split is not None:
+        faults, told = judge_copies(copies, cases, split)
+        problems.add(*faults)
+        notes += told
     labelled = sum(case.labelled for case in cases)
     patients = len({case.patient for case in cases})
     summary = (
@@ -93,5 +99,9 @@ def _look_at(case: Case) -> _Seen:
         return _Seen(error.problems)
     except TrainerError as error:
         return _Seen((str(error),))
-    fingerprint = hashlib.sha256(volume.image.tobytes()).hexdigest()
-    return _Seen((), fingerprint, volume.label is None or bool(volume.label.any()))
+    image = hashlib.sha256(volume.image.tobytes()).hexdigest()
+    if volume.label is None:
+        return _Seen((), image)
+    if not volume.label.any():
+        return _Seen((), image, foreground=False)
+    return _Seen((), image, hashlib.sha256(volume.label.tobytes()).hexdigest())

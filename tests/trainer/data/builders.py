@@ -30,6 +30,8 @@ def arrays(number: int, classes: int = 4, shape: tuple[int, int, int] = (20, 24,
     label = np.zeros(shape, np.uint8)
     for value in range(1, classes):
         label[4:12, 3 * value : 3 * value + 3, 1:-1] = value
+    label[3, 3, 2 : 3 + number % 10 % (shape[2] - 3)] = 1  # no two cases alike
+    label[2, 2 + number // 10, 2] = 1
     return image, label
 
 

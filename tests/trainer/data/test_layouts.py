@@ -246,11 +246,11 @@ def test_the_published_split_without_lists(tmp_path, name):
     published = published_split(name)
     patients = {*published.train, *(published.val or ()), *published.test}
     assert len(patients) == 100
-    image, label = small_volume(0)
-    for patient in patients:
+    for number, patient in enumerate(sorted(patients)):
+        image, label = small_volume(number)
         if name == "acdc":
-            for frame in ("01", "13"):
-                write_h5(tmp_path / f"{patient}_frame{frame}.h5", image, label)
+            for sign, frame in ((1, "01"), (-1, "13")):
+                write_h5(tmp_path / f"{patient}_frame{frame}.h5", sign * image, label)
         else:
             write_h5(tmp_path / patient / "mri_norm2.h5", image, label.clip(0, 1))
     dataset = opened(tmp_path, 7)
@@ -410,10 +410,8 @@ def test_nnunet_test_images(tmp_path):
     builders.nnunet(tmp_path)
     for case in ("case_07", "case_08"):
         for channel in ("0000", "0001"):
-            shutil.copy(
-                tmp_path / f"imagesTr/case_01_{channel}.nii.gz",
-                builders.save(tmp_path / f"imagesTs/{case}_{channel}.nii.gz", np.ones((2, 2, 2))),
-            )
+            image = builders.arrays(int(case[-1] + channel[-1]), 3, (20, 24, 18))[0]
+            builders.save(tmp_path / f"imagesTs/{case}_{channel}.nii.gz", image)
     dataset = opened(tmp_path)
     assert dataset.notes == ("imagesTs: 2 images without labels are not used",)
     assert len(dataset.cases) == 6
@@ -517,3 +515,21 @@ def test_held_out_cases_are_read_once_training_cases_are_not_kept(tmp_path):
             assert case.read() is case.read()
     for case in dataset.part("labelled"):
         assert case.read() is not case.read()
+
+
+def test_copies_within_the_training_part_are_told(tmp_path):
+    """The published ACDC has a few: they train, and are no fault of the user's."""
+    builders.acdc_nifti(tmp_path)
+    shutil.copy(
+        tmp_path / "patient001/patient001_frame01.nii.gz",
+        tmp_path / "patient002/patient002_frame01.nii.gz",
+    )
+    assert opened(tmp_path).notes == (
+        "patient001_frame01 and patient002_frame01 are the same image",
+    )
+
+
+def test_frames_without_a_label_are_told(tmp_path):
+    builders.acdc_nifti(tmp_path)
+    (tmp_path / "patient003/patient003_frame02_gt.nii.gz").unlink()
+    assert opened(tmp_path).notes == ("without a label, so unlabelled data: patient003_frame02",)
