@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from action_kernels.autocast import outside_autocast
+from action_kernels.losses.numerics import non_negative, softplus
 from action_kernels.losses.scale import logit_scale
 from action_kernels.losses.supervised import supervised_inputs
 from action_kernels.ops import labelled_lse, pairwise_softplus
@@ -21,6 +22,7 @@ def multi_positive_nt_xent_loss(
     key_labels: Tensor | None = None,
     mask: Tensor | None = None,
     key_mask: Tensor | None = None,
+    own_keys: Tensor | None = None,
     ignore_index: int = -1,
     normalize: bool = True,
     weight: Tensor | None = None,
@@ -39,8 +41,8 @@ def multi_positive_nt_xent_loss(
     ``pytorch_metric_learning.losses.NTXentLoss`` over labels with ``mean_over="pairs"``.
 
     Args:
-        features, labels, temperature, num_classes, keys, key_labels, mask, key_mask, ignore_index,
-            normalize, weight, sample_weight, reduction: as in `supcon_loss`.
+        features, labels, temperature, num_classes, keys, key_labels, mask, key_mask, own_keys,
+            ignore_index, normalize, weight, sample_weight, reduction: as in `supcon_loss`.
         mean_over: ``"anchors"``, all that take part; those ``"with_positives"``; or ``"pairs"``, all
             (anchor, positive), so that an anchor counts as often as it has positives.
 
@@ -53,7 +55,7 @@ def multi_positive_nt_xent_loss(
     """
     inputs = supervised_inputs(
         features, labels, num_classes=num_classes, keys=keys, key_labels=key_labels, mask=mask,
-        key_mask=key_mask, ignore_index=ignore_index, normalize=normalize, weight=weight,
+        key_mask=key_mask, own_index=own_keys, ignore_index=ignore_index, normalize=normalize, weight=weight,
         sample_weight=sample_weight, mean_over=mean_over, reduction=reduction,
     )  # fmt: skip
     anchors, others = inputs.anchors, inputs.keys
@@ -68,6 +70,8 @@ def multi_positive_nt_xent_loss(
         anchors.rows, keys, labels=anchors.labels, key_labels=key_labels, offsets=negatives,
         scale=scale, relation="same",
     )  # fmt: skip
-    counts = inputs.positive_counts()
-    values = sums / anchors.of_own_class(counts).clamp(min=1)
-    return inputs.reduce(values, reduction, mean_over, counts)
+    if inputs.own is not None:
+        of_own = softplus(negatives - scale * inputs.own.products())
+        sums = sums - of_own.where(inputs.own.positive(), 0)
+    values = non_negative(sums / inputs.positives_of_anchors().clamp(min=1))
+    return inputs.reduce(values, reduction, mean_over)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from action_kernels.autocast import outside_autocast
 from action_kernels.classwise import own_class_products
 from action_kernels.losses.numerics import non_negative
+from action_kernels.losses.own_keys import OwnKeys
 from action_kernels.losses.scale import logit_scale
-from action_kernels.losses.supervised import anchor_losses, supervised_inputs
+from action_kernels.losses.supervised import (
+    SupervisedInputs,
+    anchor_losses,
+    supervised_inputs,
+)
 from action_kernels.ops import pairwise_lse
 
 
@@ -23,6 +29,7 @@ def supcon_loss(
     key_labels: Tensor | None = None,
     mask: Tensor | None = None,
     key_mask: Tensor | None = None,
+    own_keys: Tensor | None = None,
     ignore_index: int = -1,
     normalize: bool = True,
     weight: Tensor | None = None,
@@ -48,6 +55,8 @@ def supcon_loss(
             a memory, or the first views alone. They get a gradient if they ask for one.
         key_labels: of the keys; needed with them. A key labelled `ignore_index` takes no part.
         mask, key_mask: of the labels' and key labels' shape, bool; True takes part.
+        own_keys: with keys, of the labels' shape: the row of `keys` that is the anchor's own copy, which
+            it is not compared with; −1 for none. For a memory that took the batch in just before.
         normalize: L2-normalise features and keys; False promises nothing about norms.
         weight: (K,), ≥ 0, of the anchors of each class; gives num_classes.
         sample_weight: of the labels' shape, ≥ 0, of every anchor. With weights w the mean is
@@ -66,11 +75,14 @@ def supcon_loss(
     """
     inputs = supervised_inputs(
         features, labels, num_classes=num_classes, keys=keys, key_labels=key_labels, mask=mask,
-        key_mask=key_mask, ignore_index=ignore_index, normalize=normalize, weight=weight,
+        key_mask=key_mask, own_index=own_keys, ignore_index=ignore_index, normalize=normalize, weight=weight,
         sample_weight=sample_weight, mean_over=mean_over, reduction=reduction,
     )  # fmt: skip
     anchors, others = inputs.anchors, inputs.keys
     scale = logit_scale("temperature", temperature, anchors.rows)
+    if inputs.own is not None:
+        values = _without_own_keys(inputs, inputs.own, scale, normalize)
+        return inputs.reduce(values, reduction, mean_over)
     count = inputs.positive_counts()
     share = (1 / count.clamp(min=1)).where((count > 0) & ~inputs.sole_positive(count), 0)
     if others is None:
@@ -84,4 +96,19 @@ def supcon_loss(
             anchors.rows, others.rows, scale=scale, mask=anchors.valid, key_mask=others.valid
         )
     values = non_negative(anchor_losses(anchors, lse, share * count, products, scale))
-    return inputs.reduce(values, reduction, mean_over, count)
+    return inputs.reduce(values, reduction, mean_over)
+
+
+def _without_own_keys(
+    inputs: SupervisedInputs, own: OwnKeys, scale: float | Tensor, normalized: bool
+) -> Tensor:
+    """Losses of the anchors (n,), each against all keys but its own."""
+    anchors, sums = inputs.anchors, own.keys.sums(inputs.num_classes)
+    count = inputs.positives_of_anchors()
+    to_positives = own_class_products(anchors.rows, anchors.labels, sums)
+    to_positives = to_positives - own.products().where(own.positive(), 0)
+    lse = own.lse_of_others(scale, normalized)
+    has_key = lse != -torch.inf
+    values = count * lse.where(has_key, 0) - scale * to_positives
+    counted = has_key & (count > 0) & ~own.sole(count)
+    return non_negative((values / count.clamp(min=1)).where(counted, 0))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from action_kernels.labels import LabelValues, label_values, renumbered
+from action_kernels.losses.own_keys import OwnKeys, own_keys
 from action_kernels.losses.reduction import MEAN_OVER, REDUCTIONS, anchor_weights, reduce
 from action_kernels.ops import checks
 from action_kernels.pixels import LabelledRows, check_keys, labelled_rows, pixel_shape
@@ -22,12 +23,18 @@ class SupervisedInputs:
     num_classes: int
     shape: torch.Size  # of the labels
     weights: Tensor | None
+    own: OwnKeys | None = None  # keys that are left out, each for one anchor
 
     def positive_counts(self) -> Tensor:
         """Positives of an anchor of each class, (K,)."""
         if self.keys is None:
             return (self.anchors.counts(self.num_classes) - 1).clamp(min=0)
         return self.keys.counts(self.num_classes)
+
+    def positives_of_anchors(self) -> Tensor:
+        """Positives of every anchor, (n,)."""
+        counts = self.anchors.of_own_class(self.positive_counts())
+        return counts if self.own is None else counts - self.own.positive().to(counts.dtype)
 
     def sole_positive(self, positive_counts: Tensor) -> Tensor:
         """(K,) bool: the only key of such an anchor is its positive, so that the loss is 0 by definition."""
@@ -37,18 +44,11 @@ class SupervisedInputs:
             others = positive_counts.sum()
         return (positive_counts == 1) & (others == 1)
 
-    def reduce(
-        self,
-        values: Tensor,
-        reduction: str,
-        mean_over: str = "anchors",
-        positive_counts: Tensor | None = None,
-    ) -> Tensor:
-        """Losses of the anchors (n,) as asked for; a mean over other than anchors goes by counts (K,)."""
+    def reduce(self, values: Tensor, reduction: str, mean_over: str = "anchors") -> Tensor:
+        """Losses of the anchors (n,) as asked for."""
         part, weights = self.anchors.valid, self.weights
         if mean_over != "anchors":
-            assert positive_counts is not None
-            counts = self.anchors.of_own_class(positive_counts)
+            counts = self.positives_of_anchors()
             if mean_over == "with_positives":
                 part = counts > 0
             elif reduction == "mean":  # over pairs: an anchor counts as often as it has positives
@@ -66,6 +66,7 @@ def supervised_inputs(
     key_labels: Tensor | None,
     mask: Tensor | None,
     key_mask: Tensor | None,
+    own_index: Tensor | None,
     ignore_index: int,
     normalize: bool,
     weight: Tensor | None,
@@ -83,7 +84,7 @@ def supervised_inputs(
         )
     ]  # fmt: skip
     if keys is None:
-        refuse_without_keys(key_labels=key_labels, key_mask=key_mask)
+        refuse_without_keys(key_labels=key_labels, key_mask=key_mask, own_keys=own_index)
     else:
         values.append(_key_label_values(keys, key_labels, key_mask, ignore_index))
     if num_classes is None and weight is not None:
@@ -95,16 +96,18 @@ def supervised_inputs(
         check_num_classes(num_classes)
         classes = tuple(each.in_classes(num_classes) for each in values)
     anchors = labelled_rows("features", features, classes[0], normalize=normalize)
-    others = None
+    others = own = None
     if keys is not None:
         check_keys("keys", keys, anchors.rows)
         others = labelled_rows(
             "keys", keys, classes[1], normalize=normalize, dtype=anchors.rows.dtype
         )
+        if own_index is not None:
+            own = own_keys(own_index, pixel_shape("features", features), anchors, others)
     weights = anchor_weights(
         anchors, pixel_shape("features", features), num_classes, weight, sample_weight
     )
-    return SupervisedInputs(anchors, others, num_classes, labels.shape, weights)
+    return SupervisedInputs(anchors, others, num_classes, labels.shape, weights, own)
 
 
 def _key_label_values(
