@@ -6,13 +6,15 @@ nor Python's headers, and one file serves every Python and torch.
 Environment variables:
     ACTION_KERNELS_CUDA_ARCHS  CUDA architectures, for instance "80;90a" (default: those below that
                                the nvcc found knows); empty builds no CUDA library.
-    CUDA_HOME                  where nvcc is; else it is looked for on the PATH.
+    ACTION_KERNELS_CUDA        "1": the CUDA library must be built; pip fetches nvcc where there is none.
+    CUDA_HOME                  where nvcc is; else it is looked for on the PATH and in site-packages.
     CXX, CXXFLAGS              the C++ compiler and extra flags (sanitizers, for instance).
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import re
 import shlex
@@ -41,7 +43,9 @@ X86_FLAGS = {
     "_avx2": "-mavx2 -mfma -mf16c",
 }
 CUDA_ARCHITECTURES = ("80", "86", "89", "90a", "100a", "120a")
-NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden --threads 2 -lineinfo".split()
+# nvcc from the package index, into site-packages
+CUDA_PACKAGES = ("nvidia-cuda-nvcc>=13", "nvidia-cuda-runtime>=13", "nvidia-cuda-cccl>=13")
+NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden -lineinfo".split()
 
 
 class Build(build_ext):
@@ -120,7 +124,7 @@ rule nvcc
   depfile = $out.d
   description = CUDA $in
 rule nvlink
-  command = {nvcc} -shared -cudart static $in -o $out
+  command = {nvcc} -shared -cudart static $flags $in -o $out
   description = link $out
 """
 
@@ -177,15 +181,40 @@ def _compiles_openmp(folder: Path) -> bool:
 
 def _cuda_statements(library: Path, architectures: list[str]) -> list[str]:
     flags = [*NVCC_FLAGS, f"-I{SOURCES / 'include'}"]
-    for name in architectures:
-        flags.append(f"-gencode=arch=compute_{name},code=sm_{name}")
-    newest = re.sub(r"\D", "", architectures[-1])
-    flags.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")  # for what comes later
+    flags += [f"-DAK_{kind.upper()}" for kind in CUDA_KINDS if _of_kind(kind, architectures)]
     statements, objects = [], []
     for source in sorted((SOURCES / "cuda").glob("*.cu")):
-        objects.append(f"{source.stem}.cu.o")
-        statements += _statement(objects[-1], "nvcc", [str(source)], flags)
-    return statements + _statement(str(library), "nvlink", objects, [])
+        targets = _cuda_targets(source.stem, architectures)
+        if targets:
+            objects.append(f"{source.stem}.cu.o")
+            statements += _statement(objects[-1], "nvcc", [str(source)], [*flags, *targets])
+    lib = (
+        Path(_nvcc() or "").resolve().parent.parent / "lib"
+    )  # of site-packages; others know their own
+    return statements + _statement(str(library), "nvlink", objects, [f"-L{lib}"])
+
+
+# A source whose name ends so has kernels for these architectures only.
+CUDA_KINDS = ("sm80", "sm90a")  # mma.sync, also for what comes after 9.0; wgmma
+
+
+def _of_kind(kind: str, architectures: list[str]) -> list[str]:
+    if kind == "sm90a":
+        return [name for name in architectures if name == "90a"]
+    others = [name for name in architectures if name != "90a"]
+    # code for 8.0 runs on 8.6 and 8.9, and a tile that fits the one is chosen to fit the others
+    return [name for name in others if not (name in ("86", "89") and "80" in others)]
+
+
+def _cuda_targets(stem: str, architectures: list[str]) -> list[str]:
+    """What nvcc compiles a source for; nothing where it has no kernels for any of `architectures`."""
+    kind = next((kind for kind in CUDA_KINDS if stem.endswith(f"_{kind}")), None)
+    names = architectures if kind is None else _of_kind(kind, architectures)
+    targets = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
+    if names and kind != "sm90a":  # for what comes later
+        newest = re.sub(r"\D", "", names[-1])
+        targets.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
+    return targets
 
 
 def _statement(output: str, rule: str, inputs: list[str], flags: list[str]) -> list[str]:
@@ -216,10 +245,18 @@ def _ninja() -> list[str]:
 
 
 def _nvcc() -> str | None:
-    home = os.environ.get("CUDA_HOME")
-    if home and (Path(home) / "bin" / "nvcc").exists():
-        return str(Path(home) / "bin" / "nvcc")
-    return shutil.which("nvcc")
+    folders = [Path(os.environ["CUDA_HOME"], "bin")] if os.environ.get("CUDA_HOME") else []
+    found = shutil.which("nvcc")
+    if found:
+        folders.append(Path(found).parent)
+    packages = importlib.util.find_spec("nvidia")
+    for location in packages.submodule_search_locations or [] if packages else []:
+        folders += sorted(Path(location).glob("cu*/bin"), reverse=True)
+    return next((str(folder / "nvcc") for folder in folders if (folder / "nvcc").exists()), None)
+
+
+def _cuda_is_asked_for() -> bool:
+    return os.environ.get("ACTION_KERNELS_CUDA", "0") == "1"
 
 
 def _cuda_architectures() -> list[str]:
@@ -230,7 +267,13 @@ def _cuda_architectures() -> list[str]:
         print("action_kernels: no CUDA library: ACTION_KERNELS_CUDA_ARCHS is empty")
         return []
     if nvcc is None:
-        print("action_kernels: no CUDA library: nvcc is neither in CUDA_HOME nor on the PATH")
+        missing = (
+            "no CUDA library: nvcc is neither in CUDA_HOME nor on the PATH nor in site-packages; "
+            f"with ACTION_KERNELS_CUDA=1 pip fetches it ({', '.join(CUDA_PACKAGES)})"
+        )
+        if _cuda_is_asked_for():
+            sys.exit(f"error: {missing}")
+        print(f"action_kernels: {missing}")
         return []
     listing = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True)
     known = {code.removeprefix("sm_") for code in listing.stdout.split()}
@@ -247,6 +290,8 @@ def _cuda_architectures() -> list[str]:
 
 
 setup(
+    # a build frontend installs these beside pyproject.toml's requirements
+    setup_requires=CUDA_PACKAGES if _cuda_is_asked_for() and _nvcc() is None else (),
     ext_modules=[Extension("action_kernels._lib", sources=[])],
     cmdclass={"build_ext": Build, "bdist_wheel": Wheel},
 )

@@ -61,7 +61,12 @@ def test_builds_without_nvcc_and_says_so_in_a_line(tmp_path):
     environment = {"PATH": str(tools), "CUDA_HOME": "", "CXXFLAGS": "-O0"}
     result = build(tmp_path, **environment)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count("no CUDA library: nvcc is neither in CUDA_HOME nor on the PATH") == 1
+    assert (
+        result.stdout.count(
+            "no CUDA library: nvcc is neither in CUDA_HOME nor on the PATH nor in site-packages"
+        )
+        == 1
+    )
     built = sorted(path.name for path in (tmp_path / "lib").rglob("*.so"))
     assert built == ["libaction_kernels_cpu.so"]
 

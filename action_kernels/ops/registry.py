@@ -91,6 +91,11 @@ def resolve(op: str, tensor: torch.Tensor) -> Kernel:
     return kernel
 
 
+def resolve_without(backend: str, op: str, tensor: torch.Tensor) -> Kernel:
+    """The kernel that would run `op` if there were no such `backend`: for what its own does not take."""
+    return _search(op, tensor.device.type, tensor.dtype, None, without=backend)[1]
+
+
 def backend_of(op: str, device_type: str, dtype: torch.dtype) -> str:
     """Name of the backend that `resolve` would choose."""
     return _search(op, device_type, dtype, requested_backend())[0]
@@ -226,7 +231,11 @@ def _check_usable(name: str) -> None:
 
 
 def _search(
-    op: str, device_type: str, dtype: torch.dtype, requested: str | None
+    op: str,
+    device_type: str,
+    dtype: torch.dtype,
+    requested: str | None,
+    without: str | None = None,
 ) -> tuple[str, Kernel]:
     if requested is not None:
         reason = unavailable(requested, device_type)
@@ -237,6 +246,8 @@ def _search(
                 f"{device_type!r}: {reason}"
             )
     for name in _order(device_type, requested):
+        if name == without:
+            continue
         reason = unavailable(name, device_type)
         if reason is not None:
             _report(name, reason)

@@ -23,6 +23,9 @@ AK_EXPORT const char *ak_cuda_error_message(int code) {
       return "a dtype is not one that its argument takes";
     case AK_CUDA_BAD_SHAPE:
       return "a shape has a length that is negative or too large";
+    case AK_CUDA_NO_KERNEL:
+      return "the library was built for other architectures than this device's; see "
+             "ACTION_KERNELS_CUDA_ARCHS";
     default:
       return cudaGetErrorString(static_cast<cudaError_t>(code));
   }

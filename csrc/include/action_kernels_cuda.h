@@ -18,6 +18,7 @@
 
 #define AK_CUDA_BAD_DTYPE (-1)
 #define AK_CUDA_BAD_SHAPE (-2)
+#define AK_CUDA_NO_KERNEL (-3) /* the library was not built for this device */
 
 #ifdef __cplusplus
 extern "C" {
@@ -47,6 +48,54 @@ int ak_cuda_prepare_rows_backward(int device, void *stream, const void *grad_row
                                   const void *features, int features_dtype, const float *factors,
                                   int64_t batch, int64_t dim, int64_t spatial, int normalize,
                                   void *grad_features);
+
+/* Rows of float16 or bfloat16 as pairwise_lse takes them: (rows, dim), contiguous, at a multiple of 16
+ * bytes; dim is 64, 128 or 256. Where only some take part, these come first and the others are zero. */
+typedef struct ak_cuda_rows {
+  const void *values;
+  const int32_t *taking_part; /* on the device: how many; NULL: all */
+  const int32_t *index;       /* where each comes from; NULL: in order */
+  int64_t rows;
+} ak_cuda_rows;
+
+/* Packs `rows` rows of 16-bit numbers (strides in elements) into values (rows, width), zeros past dim.
+ * mask, or NULL: bytes; taken[i] = how many of mask[0 ... i] are set; index (rows) is written. */
+int ak_cuda_pack_rows(int device, void *stream, const void *source, int64_t rows, int64_t dim,
+                      int64_t row_stride, int64_t column_stride, const uint8_t *mask,
+                      const int32_t *taken, void *values, int64_t width, int32_t *index);
+
+/* How exponents are kept in range. */
+#define AK_CUDA_ONLINE 0    /* by the largest so far, backward by the lse */
+#define AK_CUDA_FIXED 1     /* they are within +-63 in base 2 */
+#define AK_CUDA_SYMMETRIC 2 /* fixed, without keys: each pair once, added atomically */
+
+/* Into how many parts to split the work over the other rows so that the device is full, at most `most`;
+ * negative: an error. */
+int64_t ak_cuda_pairwise_lse_splits(int device, int64_t rows, int64_t other_rows, int64_t dim, int backward,
+                                    int form, int64_t most);
+
+/* lse[s][i] = log sum_j exp(scale anchors_i . keys_j) over the s-th of `splits` parts of the keys, 0 for
+ * anchors that take no part; without keys (NULL) the anchors are their own and j != i. `scale_tensor`, if
+ * not NULL, is another factor, read on the device. AK_CUDA_SYMMETRIC: `sums` (anchors) are zeros on
+ * entry, lse is of all keys. */
+int ak_cuda_pairwise_lse_forward(int device, void *stream, const ak_cuda_rows *anchors,
+                                 const ak_cuda_rows *keys, int dtype, int64_t dim, float scale,
+                                 const float *scale_tensor, int form, int splits, float *sums, float *lse);
+
+/* The anchors' terms of a gradient, in the order of the packed rows and none up to `padded`: weights and,
+ * unless AK_CUDA_FIXED, shifts. peak: largest |grad_lse| (float16), or NULL. */
+int ak_cuda_pairwise_lse_terms(int device, void *stream, const ak_cuda_rows *anchors, const float *lse,
+                               const float *grad_lse, const float *peak, int form, int64_t padded,
+                               float *weights, float *shifts);
+
+/* gradient_i = scale sum_j G_ij other_j, (own rows, columns), zero for rows that take no part; or of each
+ * split partial (splits, own rows, columns) in float32. Without `other` (NULL) the rows are their own
+ * keys. Terms are those of pairwise_lse_terms, padded to whole tiles of 128; zeros for keys. */
+int ak_cuda_pairwise_lse_backward(int device, void *stream, const ak_cuda_rows *own, const ak_cuda_rows *other,
+                                  int dtype, int64_t dim, float scale, const float *scale_tensor, int form,
+                                  const float *own_weights, const float *own_shifts, const float *other_weights,
+                                  const float *other_shifts, const float *peak, int splits, int64_t columns,
+                                  void *gradient, float *partial);
 
 #ifdef __cplusplus
 }

@@ -14,7 +14,7 @@ from action_kernels.ops import registry
 
 
 def test_it_tells_its_architectures(library: ctypes.CDLL) -> None:
-    assert library.ak_cuda_abi_version() == loading.ABI_VERSION
+    assert library.ak_cuda_abi_version() == loading.HEADER.constants["AK_CUDA_ABI_VERSION"]
     assert all(float(name) >= 8.0 for name in cuda.architectures())
     assert cuda.describe() == [f"compiled for {', '.join(cuda.architectures())}"]
 

@@ -12,27 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from action_kernels.backends._library import LIBRARY_FOLDER, Signatures, open_library
+from action_kernels.backends import c_header
+from action_kernels.backends._library import LIBRARY_FOLDER, open_library
 
 LIBRARY = "libaction_kernels_cuda.so"
 ENVIRONMENT_VARIABLE = "ACTION_KERNELS_CUDA_LIBRARY"
-ABI_VERSION = 2
-DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-
-_pointer, _int, _long, _text = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_char_p
-_SIGNATURES: Signatures = {
-    "ak_cuda_error_message": (_text, [_int]),
-    "ak_cuda_architectures": (_text, []),
-    "ak_cuda_device_type": (_text, []),
-    "ak_cuda_prepare_rows_forward": (
-        _int,
-        [_int, _pointer, _pointer, _int, _long, _long, _long, _pointer, _int, _pointer, _int, _pointer],
-    ),
-    "ak_cuda_prepare_rows_backward": (
-        _int,
-        [_int, _pointer, _pointer, _int, _pointer, _int, _pointer, _long, _long, _long, _int, _pointer],
-    ),
-}  # fmt: skip
+HEADER = c_header.read("action_kernels_cuda.h")
+DTYPES = {
+    torch.float32: HEADER.constants["AK_CUDA_FLOAT32"],
+    torch.float16: HEADER.constants["AK_CUDA_FLOAT16"],
+    torch.bfloat16: HEADER.constants["AK_CUDA_BFLOAT16"],
+}
 
 
 @cache
@@ -41,9 +31,9 @@ def load() -> ctypes.CDLL:
     path = Path(os.environ.get(ENVIRONMENT_VARIABLE) or LIBRARY_FOLDER / LIBRARY)
     return open_library(
         path,
-        _SIGNATURES,
+        HEADER.functions,
         version_function="ak_cuda_abi_version",
-        version=ABI_VERSION,
+        version=HEADER.constants["AK_CUDA_ABI_VERSION"],
         missing="the package was built without nvcc; install a CUDA toolkit, set CUDA_HOME and "
         "reinstall, or reinstall with ACTION_KERNELS_CUDA=1 (Triton serves the GPU meanwhile)",
     )
@@ -101,11 +91,14 @@ def call(op: str, function: str, tensor: Tensor, *arguments: Any) -> None:
     Tensors among the arguments are passed as pointers, dtypes as the library numbers them.
     """
     queue = Queue.of(tensor)
-    library = load()
-    code = getattr(library, function)(queue.device, queue.stream, *map(_as_argument, arguments))
+    check(op, getattr(load(), function)(queue.device, queue.stream, *map(_as_argument, arguments)))
+
+
+def check(op: str, code: int) -> None:
+    """Raise what the library says of an error's `code`; 0 is none."""
     if code:
-        message = library.ak_cuda_error_message(code).decode()
-        raise RuntimeError(f"{op}: {message} (code {code})")
+        message: bytes = load().ak_cuda_error_message(code)
+        raise RuntimeError(f"{op}: {message.decode()} (code {code})")
 
 
 def _as_argument(value: Any) -> Any:

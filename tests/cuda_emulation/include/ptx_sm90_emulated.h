@@ -130,6 +130,9 @@ void group_wait() {
   block->meet_group("wgmma.wait", nullptr, [](auto &) { emulation::GroupProducts::mine().wait(kMost); });
 }
 
+template <int kRegisters>
+void keep_after(float (&)[kRegisters]) {}
+
 /// The 64 x 16 left operand that four warps hold in registers, each 16 rows as mma.m16n8k16's.
 template <typename T>
 void read_left_registers(float (&a)[64][16], const std::vector<uint32_t> &registers) {
