@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from action_kernels.ops import checks
+from action_kernels.ops.declare import plain
 
 NO_CLASS = -1
 INTEGERS = (
@@ -102,9 +103,9 @@ def label_values(
 
 
 def at_pixels(name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """`tensor` (B, *spatial) or (B, 1, *spatial) as (B, *spatial) = `shape`."""
+    """`tensor` (B, *spatial) or (B, 1, *spatial) as (B, *spatial) = `shape`; plain, whatever its subclass."""
     checks.check_tensor(name, tensor)
-    shape = tuple(shape)
+    tensor, shape = plain(tensor), tuple(shape)
     if tuple(tensor.shape) == shape:
         return tensor
     if tuple(tensor.shape) == (*shape[:1], 1, *shape[1:]):

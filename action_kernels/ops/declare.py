@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
 NAMESPACE = "action_kernels"
@@ -46,7 +47,17 @@ class Op:
         return self.overload(*_flat(arguments))
 
     def below_autograd(self, *arguments: Any) -> Any:
-        """The op without its derivative: what an autograd function's forward pass calls."""
+        """The op without its derivative: what the forward pass of its autograd function calls.
+
+        PyTorch has turned gradients off there. Under functorch that would be for the outer levels too,
+        which are still to see the op: a derivative of a derivative would be lost without a word.
+        """
+        if not torch._C._are_functorch_transforms_active():
+            return self._below_autograd(*arguments)
+        with torch.enable_grad():
+            return self._below_autograd(*arguments)
+
+    def _below_autograd(self, *arguments: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             return self.overload(*_flat(arguments))
 
@@ -65,15 +76,15 @@ class Op:
         def autograd_kernel(*flat: Any) -> Any:
             refuse_forward_mode(self.name, flat)
             if torch.is_grad_enabled() and torch._C._any_requires_grad(*flat):
-                return function.apply(*flat)
-            return self.below_autograd(*flat)
+                return _apply(function, flat)
+            return self._below_autograd(*flat)
 
         _library.impl(self.name, _outside_dynamo(autograd_kernel), "Autograd")
         return function
 
     def constant(self) -> None:
         """Of whole numbers: no derivative is wanted, whatever the arguments."""
-        _library.impl(self.name, _outside_dynamo(self.below_autograd), "Autograd")
+        _library.impl(self.name, _outside_dynamo(self._below_autograd), "Autograd")
 
     def without_second_derivative(self, of: str) -> None:
         """This op is the backward pass of the op `of`, and differentiating it is an error, not wrong."""
@@ -188,6 +199,15 @@ def _schema(run: Function) -> str:
         return_annotation=result,
     )
     return torch.library.infer_schema(prototype, mutates_args=())
+
+
+def _apply(function: type[torch.autograd.Function], flat: tuple[Any, ...]) -> Any:
+    """`function.apply`, also where functorch (torch.func.grad, vmap, …) calls the autograd kernel: its
+    interpreter has chosen the level, so that it is a matter of that one level alone."""
+    if not torch._C._are_functorch_transforms_active():
+        return function.apply(*flat)
+    with enable_single_level_autograd_function():
+        return super(torch.autograd.Function, function).apply(*flat)  # type: ignore[misc]
 
 
 def _outside_dynamo(function: Function) -> Function:
