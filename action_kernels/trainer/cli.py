@@ -1,4 +1,4 @@
-"""``action-kernels train`` and ``action-kernels evaluate``."""
+"""``action-kernels train``, ``evaluate``, ``predict`` and ``verify``."""
 
 from __future__ import annotations
 
@@ -20,13 +20,21 @@ from .configuration import (
 from .errors import TrainerError
 from .presets import PRESETS, preset
 
+FOUND_WRONG = 1
 WRONG = 2
 INTERRUPTED = 130
 UNHEARD = 141  # what a shell gives a process that SIGPIPE ended
 
 
 def add_commands(subparsers: Any) -> None:
-    """Add ``train`` and ``evaluate`` to an argparse subparsers object; each sets ``run`` to its function."""
+    """Add the trainer's commands to an argparse subparsers object; each sets ``run`` to its function."""
+    _add_train(subparsers)
+    _add_evaluate(subparsers)
+    _add_predict(subparsers)
+    _add_verify(subparsers)
+
+
+def _add_train(subparsers: Any) -> None:
     train = subparsers.add_parser(
         "train",
         help="train ACTION++ on your data or on phantoms, and evaluate",
@@ -47,6 +55,8 @@ def add_commands(subparsers: Any) -> None:
     add_arguments(train)
     train.set_defaults(run=run_train)
 
+
+def _add_evaluate(subparsers: Any) -> None:
     evaluate = subparsers.add_parser(
         "evaluate",
         help="evaluate a run on a list of cases",
@@ -69,6 +79,61 @@ def add_commands(subparsers: Any) -> None:
     )
     evaluate.add_argument("--device", help="'auto', 'cpu', 'cuda' … (default: that of the run)")
     evaluate.set_defaults(run=run_evaluate)
+
+
+def _add_predict(subparsers: Any) -> None:
+    predict = subparsers.add_parser(
+        "predict",
+        help="segment your own images with a run's network",
+        description="Segment an image, or every image of a folder, on its own grid; labels are not needed.",
+        epilog="example: action-kernels predict -i scans -o segmentations --run runs/acdc-10",
+    )
+    predict.add_argument(
+        "-i", "--input", type=Path, required=True, help="an image (NIfTI, NRRD, HDF5), or a folder"
+    )
+    predict.add_argument(
+        "-o", "--output", type=Path, required=True, help="folder for the label maps (<case>.nii.gz)"
+    )
+    predict.add_argument(
+        "--run", dest="folder", type=Path, required=True, help="the output folder of 'train'"
+    )
+    predict.add_argument(
+        "--checkpoint",
+        choices=("last", "best"),
+        default="last",
+        help="the last one, or the best on the validation list (default: last)",
+    )
+    predict.add_argument(
+        "--overwrite", action="store_true", help="replace label maps that are there already"
+    )
+    predict.add_argument(
+        "--workers",
+        type=int,
+        choices=range(65),
+        default=2,
+        metavar="N",
+        help="processes that read and write, 0 for none (default: 2)",
+    )
+    predict.add_argument("--device", help="'auto', 'cpu', 'cuda' … (default: that of the run)")
+    predict.set_defaults(run=run_predict)
+
+
+def _add_verify(subparsers: Any) -> None:
+    verify = subparsers.add_parser(
+        "verify",
+        help="read all of a data folder and name every bad file",
+        description="Read every image and label of a data folder, as training would, and name all that is wrong.",
+        epilog="example: action-kernels verify ACDC; exit status 0: nothing is wrong, 1: something is",
+    )
+    verify.add_argument("data", metavar="DATA", help="a folder of images")
+    verify.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="patients that the lists name need not be on disk",
+    )
+    verify.add_argument("--spatial-dims", type=int, choices=(2, 3), help="as of 'train'")
+    verify.add_argument("--classes", nargs="+", metavar="NAME", help="as of 'train'")
+    verify.set_defaults(run=run_verify)
 
 
 def telling_errors(
@@ -166,6 +231,61 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     output = arguments.output or arguments.folder / f"{arguments.list}{suffix}"
     evaluate_run(arguments.folder, arguments.list, output, kind=arguments.checkpoint, **changes)
     return 0
+
+
+@telling_errors
+def run_predict(arguments: argparse.Namespace) -> int:
+    """The ``predict`` command: 2 when an image could not be read, after the others are done."""
+    from tqdm import tqdm
+
+    from .data import DataError
+    from .prediction import predict_run
+
+    changes = {"device": arguments.device} if arguments.device else {}
+    try:
+        written = predict_run(
+            arguments.folder,
+            arguments.input,
+            arguments.output,
+            kind=arguments.checkpoint,
+            overwrite=arguments.overwrite,
+            workers=arguments.workers,
+            progress=lambda inputs: tqdm(inputs, unit="image", disable=None),
+            **changes,
+        )
+    except DataError as error:
+        for problem in error.problems:
+            told(problem, WRONG)
+        return WRONG
+    print(f"{len(written)} label maps are in {arguments.output}")
+    return 0
+
+
+@telling_errors
+def run_verify(arguments: argparse.Namespace) -> int:
+    """The ``verify`` command: 0 when nothing is wrong, 1 when something is, 2 when there is no such folder."""
+    from tqdm import tqdm
+
+    from .data import Options
+    from .data.verification import verify
+
+    report = verify(
+        arguments.data,
+        Options(
+            arguments.spatial_dims,
+            arguments.classes and tuple(arguments.classes),
+            arguments.allow_missing,
+        ),
+        lambda cases: tqdm(cases, unit="case", disable=None),
+    )
+    for problem in report.problems:
+        print(f"wrong: {problem}")
+    for note in report.notes:
+        print(f"note: {note}")
+    print(report.summary)
+    count = len(report.problems)
+    print(f"{count or 'nothing'} {'things are' if count > 1 else 'is'} wrong")
+    return FOUND_WRONG if report.problems else 0
 
 
 def chosen_configuration(arguments: argparse.Namespace, folder: Path) -> Configuration:

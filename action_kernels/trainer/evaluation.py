@@ -12,12 +12,14 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from torch import nn
 
+from .data.resampling import Spacing, segment_at
 from .data.task import Task
 from .data.volume import Case, Volume
 from .errors import TrainerError
@@ -51,13 +53,17 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def evaluate_cases(
-    network: nn.Module, predictor: Predictor, cases: Iterable[Case], task: Task
+    network: nn.Module,
+    predictor: Predictor,
+    cases: Iterable[Case],
+    task: Task,
+    spacing: Spacing | None = None,
 ) -> Iterator[CaseResult]:
-    """Predict and score one case after the other."""
+    """Predict and score one case after the other, on its own grid; the network sees it at `spacing`."""
     for case in cases:
         volume = case.read()
         with evaluating(network):
-            prediction = predictor(network, volume.image)
+            prediction = segment_at(volume, spacing, partial(predictor, network))
         yield CaseResult(case, volume, prediction, score_classes(case, volume, prediction, task))
 
 

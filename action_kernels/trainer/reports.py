@@ -7,15 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import torch
 
 from action_kernels import __version__
 
+from .data.output import write_labels
 from .data.task import Task
 from .evaluation import CaseResult, Summary, summarise, table, write_summary
 from .figures import case_figure, gallery_figure
-from .files import replace_file
 from .metrics import Scores
 from .stopping import tell
 from .theory import sentence
@@ -46,7 +45,9 @@ def report_cases(
     scores: dict[str, dict[str, Scores]] = {}
     shown: list[CaseResult] = []
     for result in results:
-        write_prediction(result, predictions)
+        write_labels(
+            result.prediction, result.volume.grid, predictions / f"{result.case.name}.nii.gz"
+        )
         case_figure(result, task, pictures / f"{result.case.name}.png")
         scores[result.case.name] = result.scores
         if len(shown) < GALLERY_CASES and result.case.patient not in {
@@ -71,18 +72,3 @@ def _lines(summary: Summary, task: Task, facts: dict[str, Any], folder: Path) ->
     if "embeddings" in facts:
         lines.append(sentence(facts["embeddings"]))
     return [*lines, f"metrics, predictions and figures are in {folder}"]
-
-
-def write_prediction(result: CaseResult, folder: Path) -> Path:
-    """The prediction as ``<case>.nii.gz`` on the grid of the file that the image came from."""
-    path = folder / f"{result.case.name}.nii.gz"
-    grid = result.volume.grid
-    image = nibabel.Nifti1Image(grid.to_file(result.prediction), grid.affine)
-    replace_file(path, lambda temporary: temporary.write_bytes(_gzipped(image)))
-    return path
-
-
-def _gzipped(image: Any) -> bytes:
-    import gzip
-
-    return gzip.compress(image.to_bytes(), mtime=0)

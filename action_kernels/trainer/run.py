@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,15 @@ from .configuration import (
     absolute_data,
     per_axis,
 )
-from .data import Dataset, Options, open_dataset
+from .data import Dataset, Options, Plan, open_dataset
+from .data.problems import read_json
+from .data.resampling import segment_at
 from .data.sampling import TrainingImages, training_batches
 from .data.volume import Case
 from .errors import TrainerError
 from .evaluation import CaseResult, Summary, evaluate_cases, evaluating, summarise
 from .figures import in_slices, panel, shown_slices, training_figure
-from .files import remove_temporaries
+from .files import remove_temporaries, write_json
 from .inference import Predictor, make_predictor
 from .locking import locked
 from .loop import Loop
@@ -50,6 +53,7 @@ from .stages.finetune import Finetune
 from .stopping import Interrupted, StopRequest, tell
 from .theory import Embedder, measure_embeddings
 
+PLAN_FILE = "plan.json"  # how images are read: what a network must know besides its weights
 _STREAMS: dict[StageName, int] = {"pretrain": 1, "finetune": 0, "supervised": 0, "mean_teacher": 0}
 
 
@@ -130,7 +134,21 @@ def prepare(config: Configuration, folder: Path) -> Run:
         seed=config.run.seed,
         options=Options(data.spatial_dims, data.classes, data.allow_missing),
     )
+    if (folder / PLAN_FILE).is_file():
+        dataset = dataset.for_network_of(load_plan(folder))
     return Run(config, folder, device, dataset, make_predictor(config, dataset.task, device))
+
+
+def load_plan(folder: Path) -> Plan:
+    """What the run in `folder` knows of its images.
+
+    Raises:
+        TrainerError: when the file is missing or damaged.
+    """
+    path = folder / PLAN_FILE
+    if not path.is_file():
+        raise TrainerError(f"{folder} holds no finished start of a run: {path.name} is missing")
+    return Plan.from_dict(read_json(path), path)
 
 
 def resolved(config: Configuration) -> Configuration:
@@ -186,6 +204,7 @@ def start_folder(run: Run, resume: bool) -> None:
     for folder in (run.folder, *(run.folder / name for name in run.config.stages)):
         folder.mkdir(parents=True, exist_ok=True)
         remove_temporaries(folder)
+    write_json(run.folder / PLAN_FILE, run.dataset.plan.as_dict())
     run.config.save(path)
 
 
@@ -197,6 +216,7 @@ def training_images(run: Run) -> TrainingImages:
         run.config.data,
         run.setup(run.config.stages[0]).patch,
         run.config.run.seed,
+        run.dataset.spacing,
     )
 
 
@@ -310,7 +330,9 @@ def validate(run: Run, stage: Stage, record: Record, iteration: int) -> Summary:
     """The student's scores on the validation list; a panel of the first case for TensorBoard."""
     task, network = run.dataset.task, stage.modules["network"]
     scores: dict[str, dict[str, Scores]] = {}
-    for result in evaluate_cases(network, run.predictor, run.part("val"), task):
+    for result in evaluate_cases(
+        network, run.predictor, run.part("val"), task, run.dataset.spacing
+    ):
         if not scores:
             record.add_panel(iteration, result.case.name, panel_of(run, stage, result))
         scores[result.case.name] = result.scores
@@ -325,7 +347,9 @@ def panel_of(run: Run, stage: Stage, result: CaseResult) -> np.ndarray:
         labels = {"truth": volume.label, **labels}
     if stage.teacher is not None:
         with evaluating(stage.teacher):
-            labels["pseudo-label"] = run.predictor(stage.teacher, volume.image)
+            labels["pseudo-label"] = segment_at(
+                volume, run.dataset.spacing, partial(run.predictor, stage.teacher)
+            )
     slices = {title: in_slices(label, task) for title, label in labels.items()}
     number = shown_slices(next(iter(slices.values())))[1]
     parts = {title: label[number] for title, label in slices.items()}
@@ -343,7 +367,9 @@ def evaluate_run_of(run: Run, name: StageName, kind: Kind, part: str, folder: Pa
     facts = about(run, name, kind, part, progress.iteration)
     if isinstance(stage, Finetune) and run.config.finetune.saacl_weight:
         facts["embeddings"] = measure_embeddings(embedder(run, stage), cases, run.config.run.seed)
-    results = evaluate_cases(stage.modules["network"], run.predictor, cases, task)
+    results = evaluate_cases(
+        stage.modules["network"], run.predictor, cases, task, run.dataset.spacing
+    )
     folder.mkdir(parents=True, exist_ok=True)
     return report_cases(results, task, folder, facts)
 
@@ -358,6 +384,7 @@ def embedder(run: Run, stage: Finetune) -> Embedder:
         data.fit,
         data.interpolation,
         run.device,
+        run.dataset.spacing,
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from action_kernels import sample_pixels
 from action_kernels.diagnostics import Alignment, ClassMeans, NearestCenterError, theorem_condition
 
+from .data.resampling import Spacing, to_spacing
 from .data.task import Task
 from .data.transforms import padded, resize, standardise
 from .data.volume import Case
@@ -35,6 +36,7 @@ class Embedder:
     fit: str
     interpolation: str
     device: torch.device
+    spacing: Spacing | None = None
 
 
 @torch.inference_mode()
@@ -88,7 +90,7 @@ def measure_embeddings(embedder: Embedder, cases: Sequence[Case], seed: int) -> 
 
 def _patches(case: Case, embedder: Embedder) -> Iterator[tuple[Tensor, Tensor]]:
     """Images (B, C, *size) as the network sees them, and their labels (B, *size); of large ones the middle."""
-    volume, patch = case.read(), embedder.patch
+    volume, patch = to_spacing(case.read(), embedder.spacing), embedder.patch
     assert volume.label is not None
     image, label = standardise(volume.image), volume.label[None]
     if embedder.fit == "resize":

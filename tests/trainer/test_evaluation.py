@@ -10,6 +10,7 @@ import pytest
 import torch
 from trainer.volumes import AFFINE, find_cases, nibabel, read_rows, small_volume, write_nifti
 
+from action_kernels.trainer.data.output import write_labels
 from action_kernels.trainer.data.task import ACDC
 from action_kernels.trainer.data.volume import Case
 from action_kernels.trainer.errors import TrainerError
@@ -17,7 +18,7 @@ from action_kernels.trainer.evaluation import evaluate_cases, summarise, table
 from action_kernels.trainer.figures import plain
 from action_kernels.trainer.inference import make_predictor
 from action_kernels.trainer.metrics import Scores
-from action_kernels.trainer.reports import report_cases, write_prediction
+from action_kernels.trainer.reports import report_cases
 
 CPU = torch.device("cpu")
 FACTS = {"list": "test", "network": "student"}
@@ -98,9 +99,10 @@ def test_prediction_file_lies_over_its_image(tmp_path, predictor):
     write_nifti(tmp_path, "patient001_frame01", small_volume(0))
     case = find_cases(tmp_path)[0]
     (result,) = evaluate_cases(Threshold(), predictor, [case], ACDC)
+    write_labels(result.prediction, result.volume.grid, tmp_path / "written.nii.gz")
     image, saved = (
         nibabel.load(tmp_path / "patient001_frame01.nii.gz"),
-        nibabel.load(write_prediction(result, tmp_path)),
+        nibabel.load(tmp_path / "written.nii.gz"),
     )
     assert saved.shape == image.shape
     np.testing.assert_allclose(saved.header.get_zooms(), image.header.get_zooms())

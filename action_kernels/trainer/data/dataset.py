@@ -51,8 +51,8 @@ class Plan:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> Plan:
-        """What `as_dict` gave, also after JSON.
+    def from_dict(cls, content: dict[str, Any], where: object) -> Plan:
+        """What `as_dict` gave, also after JSON; `where` it stands is named in errors.
 
         Raises:
             TrainerError: when it is something else.
@@ -66,9 +66,9 @@ class Plan:
                 Rules(**{**rules, "axes": axes and tuple(axes), "values": values}),
                 spacing and tuple(float(s) for s in spacing),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, TrainerError) as error:
             raise TrainerError(
-                f"this is no description of a task and its images: {error}"
+                f"{where} does not describe a task and its images ({type(error).__name__}: {error})"
             ) from None
 
 
@@ -97,6 +97,29 @@ class Dataset:
     def spacing(self) -> tuple[float, float, float] | None:
         """The plan's spacing."""
         return self.plan.spacing
+
+    def for_network_of(self, plan: Plan) -> Dataset:
+        """The same cases, resampled as a network was trained by `plan`.
+
+        Raises:
+            TrainerError: when they belong to another task, or are read another way.
+        """
+        for told, mine, its in (
+            ("classes", self.task.classes, plan.task.classes),
+            ("dimensions", self.task.spatial_dims, plan.task.spatial_dims),
+            ("channels", self.task.channels, plan.task.channels),
+            (
+                "axes",
+                (self.plan.rules.axes, self.plan.rules.slice_axis),
+                (plan.rules.axes, plan.rules.slice_axis),
+            ),
+        ):
+            if mine != its:
+                raise TrainerError(
+                    f"--data: its {told} are {mine}, the run was trained on {its}; give data of the run's task "
+                    f"({plan.task.name})"
+                )
+        return replace(self, plan=plan)
 
     def part(self, name: str) -> list[Case]:
         """The cases of 'labelled', 'unlabelled', 'val' or 'test'."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 
 from .files import MAX_THREADS, Raw, peek, read_image, spacing_of
 from .layout import Options
-from .problems import DataError, Problems, reading, some
+from .problems import DataError, Problems, some
 from .reading import Rules
 from .task import MAX_CLASSES, Task
 
@@ -79,22 +78,6 @@ def _canonical(raw: Raw) -> tuple[list[int], list[float]]:
     order = np.argsort(orientations.io_orientation(affine)[:, 0])
     shape, spacing = (*raw.array.shape, 1, 1)[:3], spacing_of(affine)
     return [shape[axis] for axis in order], [spacing[axis] for axis in order]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        DataError: when the file is not JSON, or something else than an object.
-    """
-    with reading(path, "JSON"):
-        try:
-            content = json.loads(path.read_bytes().decode("utf-8-sig"))
-        except ValueError as error:
-            raise DataError(f"{path} is not JSON ({error}); correct it") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path} is no description of a data set: it should be an object {{…}}")
-    return content
 
 
 def described_classes(path: Path, labels: Any) -> tuple[str, ...]:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from .files import read_image
-from .generic import described_classes, measure, read_json, target_spacing
+from .generic import described_classes, measure, target_spacing
 from .layout import Findings, Options, make_case, one_file_each
 from .listing import IMAGE_SUFFIXES, Listing, image_stem
-from .problems import DataError, Problems, some
+from .problems import DataError, Problems, read_json, some
 from .reading import Rules, Source
 from .task import Task, palette
 from .volume import Case, patient_of

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import os
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 
+from ..files import replace_file
 from .volume import Grid
 
 
@@ -19,13 +19,9 @@ def write_labels(labels: np.ndarray, grid: Grid, path: Path) -> None:
     Shape, axes, units, qform and sform are those of the image; an image without a NIfTI header gives its affine.
     """
     data = np.ascontiguousarray(grid.to_file(labels.astype(np.uint8)))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        # no time stamp: the same labels give the same file
-        temporary.write_bytes(gzip.compress(_image(data, grid).to_bytes(), 5, mtime=0))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # no time stamp: the same labels give the same file
+    content = gzip.compress(_image(data, grid).to_bytes(), 5, mtime=0)
+    replace_file(path, lambda temporary: temporary.write_bytes(content))
 
 
 def _image(data: np.ndarray, grid: Grid) -> Any:

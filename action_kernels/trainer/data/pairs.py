@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .files import read_image
-from .generic import described_classes, found_classes, measure, read_json, target_spacing
+from .generic import described_classes, found_classes, measure, target_spacing
 from .layout import Findings, Options, make_case
 from .listing import Listing, image_stem
 from .nnunet import DESCRIPTION
-from .problems import DataError, Problems, some
+from .problems import DataError, Problems, read_json, some
 from .reading import Rules, Source
 from .task import Task, palette
 from .volume import Case

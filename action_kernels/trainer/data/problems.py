@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..errors import TrainerError
 
@@ -66,6 +68,22 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         raise DataError(
             f"{path} cannot be read as {kind} ({reason(error)}); it is damaged or cut short, copy it again"
         ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        DataError: when the file is not JSON, or something else than an object.
+    """
+    with reading(path, "JSON"):
+        try:
+            content = json.loads(path.read_bytes().decode("utf-8-sig"))
+        except ValueError as error:
+            raise DataError(f"{path} is not JSON ({error}); correct it") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} should hold a JSON object {{…}}")
+    return content
 
 
 def reason(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..configuration import DataConfiguration
 from ..errors import TrainerError
+from .cache import read_ahead
+from .resampling import Spacing, to_spacing
 from .transforms import crop, resize, rotate_and_flip, standardise
 from .volume import Case
 
@@ -68,12 +70,14 @@ class TrainingImages(Dataset[Item]):
         config: DataConfiguration,
         patch: Sequence[int],
         seed: int,
+        spacing: Spacing | None = None,
     ) -> None:
+        """`spacing`: millimetres to which the volumes are resampled; None: they are not."""
         self.config, self.patch, self.seed = config, tuple(patch), seed
         self.images: list[np.ndarray] = []
         self.labels: list[np.ndarray | None] = []
-        for case in labelled:
-            volume = case.read()
+        for case, volume in read_ahead(labelled):
+            volume = to_spacing(volume, spacing)
             if volume.label is None:
                 raise TrainerError(
                     f"--data: {case.name} is to be a labelled case, but has no label"
@@ -81,8 +85,9 @@ class TrainingImages(Dataset[Item]):
             self.images.extend(self._parts(standardise(volume.image)))
             self.labels.extend(self._parts(volume.label[None], without_channel=True))
         self.labelled_count = len(self.images)
-        for case in unlabelled:
-            self.images.extend(self._parts(standardise(case.read().image)))
+        for _, volume in read_ahead(unlabelled):
+            volume = to_spacing(replace(volume, label=None), spacing)
+            self.images.extend(self._parts(standardise(volume.image)))
         self.labels.extend([None] * (len(self.images) - self.labelled_count))
 
     def _parts(self, array: np.ndarray, without_channel: bool = False) -> list[np.ndarray]:

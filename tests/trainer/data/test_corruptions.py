@@ -397,7 +397,7 @@ FAULTS: list[Fault] = [
     # nnU-Net
     Fault("nnunet: no dataset.json", "nnunet", remove("dataset.json"), "dataset.json is missing"),
     Fault("nnunet: not JSON", "nnunet", write("dataset.json", "{"), "is not JSON", "dataset.json"),
-    Fault("nnunet: a list", "nnunet", write("dataset.json", "[]"), "is no description", "dataset.json"),
+    Fault("nnunet: a list", "nnunet", write("dataset.json", "[]"), "should hold a JSON object", "dataset.json"),
     Fault("nnunet: empty file", "nnunet", write("dataset.json", ""), "is not JSON", "dataset.json"),
     Fault("nnunet: binary", "nnunet", write("dataset.json", b"\xff\xfe\x00"), "is not JSON", "dataset.json"),
     Fault("nnunet: no labels", "nnunet", nnunet_description(labels=None), '"labels" should name the classes'),

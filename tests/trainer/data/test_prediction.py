@@ -330,10 +330,10 @@ def test_written_labels_are_the_same_bytes(tmp_path):
 def test_a_plan_survives_json(plan):
     import json
 
-    assert Plan.from_dict(json.loads(json.dumps(plan.as_dict()))) == plan
+    assert Plan.from_dict(json.loads(json.dumps(plan.as_dict())), "plan.json") == plan
 
 
 @pytest.mark.parametrize("content", [{}, {"task": {}}, {"task": 1, "rules": 2, "spacing": 3}])
 def test_a_damaged_plan(content):
-    with pytest.raises(TrainerError, match="no description of a task"):
-        Plan.from_dict(content)
+    with pytest.raises(TrainerError, match=r"plan\.json does not describe a task"):
+        Plan.from_dict(content, "plan.json")
