@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -104,12 +106,19 @@ def draw_negatives(
     )
 
 
+def _cumulative(values: Tensor) -> Tensor:
+    """Sums of (K, K) along the rows; column by column where cumsum, on CUDA, is not deterministic."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return values.cumsum(1)
+    return torch.stack(list(itertools.accumulate(values.unbind(1))), 1)
+
+
 def _draw_columns(probabilities: Tensor, draws: int, generator: torch.Generator | None) -> Tensor:
     """(K, draws) int64: columns drawn by each row's probabilities, −1 for a row of zeros.
 
     By inversion of the cumulative sums: torch.multinomial would make a row of zeros an error.
     """
-    cumulative = probabilities.cumsum(1)
+    cumulative = _cumulative(probabilities)
     total = cumulative[:, -1:]
     uniform = torch.rand(
         (probabilities.shape[0], draws),

@@ -100,7 +100,7 @@ def run_training(config: Configuration, folder: Path, *, resume: bool = False) -
     with locked(folder), StopRequest() as stop:
         start_folder(run, resume)
         images = training_images(run)
-        tell(describe(run, images))
+        stop.requested |= not tell(describe(run, images))
         for name in remaining_stages(run):
             train_stage(run, name, images, stop)
         return evaluate_run_of(

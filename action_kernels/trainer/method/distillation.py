@@ -10,7 +10,6 @@ from torch.nn import functional
 
 from action_kernels import relational_loss
 
-POOLING = {2: functional.adaptive_avg_pool2d, 3: functional.adaptive_avg_pool3d}
 CONVOLUTION: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
@@ -46,12 +45,26 @@ class LocalProjection(nn.Module):
         self.dim = num_classes * pooled**spatial_dims
 
     def forward(self, logits: Tensor) -> Tensor:
-        dims = len(self.window)
         boxes = list(window_boxes(logits.shape[2:], self.window))
         channels_first = logits.movedim((0, 1), (-2, -1))  # so that a box is an index
         windows = (channels_first[box].movedim((-2, -1), (0, 1)) for box in boxes)
-        parts = torch.cat([POOLING[dims](window, self.pooled) for window in windows])
+        parts = torch.cat([average_pooled(window, self.pooled) for window in windows])
         return self.layers(parts).flatten(1).view(len(boxes), len(logits), self.dim)
+
+
+def average_pooled(maps: Tensor, pooled: int) -> Tensor:
+    """Maps (B, C, *size) averaged to `pooled` pixels a side, as adaptive pooling does, axis by axis.
+
+    By matrices: adaptive pooling has no deterministic backward pass on CUDA.
+    """
+    for axis in range(2, maps.dim()):
+        length = maps.shape[axis]
+        means = torch.zeros(pooled, length, device=maps.device, dtype=maps.dtype)
+        for i in range(pooled):
+            part = slice(i * length // pooled, -(-(i + 1) * length // pooled))
+            means[i, part] = 1 / (part.stop - part.start)
+        maps = (maps.movedim(axis, -1) @ means.T).movedim(-1, axis)
+    return maps
 
 
 def window_boxes(size: Sequence[int], window: Sequence[int]) -> Iterator[tuple[slice, ...]]:

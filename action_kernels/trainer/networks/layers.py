@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 Pyramid: TypeAlias = tuple[Tensor, ...]
 Norm: TypeAlias = Literal["batch", "instance"]
@@ -16,7 +18,7 @@ TRANSPOSED: dict[int, type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {
     2: nn.ConvTranspose2d,
     3: nn.ConvTranspose3d,
 }
-MAX_POOLING: dict[int, type[nn.MaxPool2d] | type[nn.MaxPool3d]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+_MAX_POOLING = {2: functional.max_pool2d, 3: functional.max_pool3d}
 CHANNEL_DROPOUT: dict[int, type[nn.Dropout2d] | type[nn.Dropout3d]] = {
     2: nn.Dropout2d,
     3: nn.Dropout3d,
@@ -30,6 +32,15 @@ def normalisation(norm: Norm, channels: int, spatial_dims: int) -> nn.Module:
     if norm == "batch":
         return _BATCH_NORM[spatial_dims](channels)
     return _INSTANCE_NORM[spatial_dims](channels, affine=True)
+
+
+def max_pooled(features: Tensor) -> Tensor:
+    """The maxima of 2×2(×2) pixels; with deterministic algorithms by a reduction, whose backward pass is one on CUDA too."""
+    size = features.shape[2:]
+    if not torch.are_deterministic_algorithms_enabled():
+        return _MAX_POOLING[len(size)](features, 2)
+    pairs = [part for length in size for part in (length // 2, 2)]
+    return features.reshape(*features.shape[:2], *pairs).amax([*range(3, 3 + 2 * len(size), 2)])
 
 
 def check_network(

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from .layers import (
     CONVOLUTION,
-    MAX_POOLING,
     TRANSPOSED,
     Norm,
     Pyramid,
     check_images,
     check_network,
     check_ratios,
+    max_pooled,
     normalisation,
 )
 
@@ -71,7 +71,6 @@ class UNet(nn.Module):
             TwoConvolutions(spatial_dims, before, width, norm, ratio)
             for before, width, ratio in zip((in_channels, *widths), widths, ratios, strict=False)
         )
-        self.pooling = MAX_POOLING[spatial_dims](2)
         self.upsampling = nn.ModuleList(
             TRANSPOSED[spatial_dims](coarse, fine, kernel_size=2, stride=2)
             for fine, coarse in reversed(pairs)
@@ -87,7 +86,7 @@ class UNet(nn.Module):
         skips: list[Tensor] = []
         features = images
         for level, block in enumerate(self.encoder):
-            features = block(self.pooling(features) if level else features)
+            features = block(max_pooled(features) if level else features)
             skips.append(features)
         pyramid = [skips.pop()]
         for upsample, block in zip(self.upsampling, self.decoder, strict=True):
