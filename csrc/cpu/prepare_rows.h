@@ -18,6 +18,7 @@ using action_kernels::PrepareCall;
 constexpr int64_t chunk_pixels = 64;
 constexpr int64_t chunk_channels = 16;
 constexpr float minimum_norm = 1e-12f;
+constexpr float largest_float = 3.402823466e38f;
 
 struct Chunk {
   float values[chunk_pixels * chunk_channels];
@@ -103,24 +104,63 @@ void add_dots(Chunk& a, Chunk& b, int64_t pixels, typename I::Vec* sums) {
   }
 }
 
+// A power of two that brings the squares of any row's values into float32's range, and its rows' own.
+constexpr float shrinking = 0x1p-100f;
+
+// Of each pixel of a range: row = (x · shrink) · factor. `shrink` is 1, or `shrinking` where the squares
+// of its values would overflow.
+struct Factors {
+  float shrink[chunk_pixels];
+  float factor[chunk_pixels];
+};
+
+// squares[p] = Σ_c (x[p, c] · shrink[p])², lane by lane.
 template <class I>
-void find_factors(const PrepareCall& call, const PixelRange& range) {
-  typename I::Vec squares[chunk_pixels];
+void add_squares(const PrepareCall& call, const PixelRange& range, const float* shrink, typename I::Vec* squares) {
   for (int64_t p = 0; p < range.count; ++p) squares[p] = I::zero();
   Chunk chunk;
-  for (int64_t channel = 0; call.normalize && channel < call.map.dim; channel += chunk_channels) {
+  for (int64_t channel = 0; channel < call.map.dim; channel += chunk_channels) {
     load_chunk(call.map.data, call.map.dtype, range, channel, channels_from(channel, call.map.dim), chunk);
+    if (shrink) {
+      for (int64_t p = 0; p < range.count; ++p)
+        for (int64_t c = 0; c < chunk_channels; ++c) chunk.pixel(p)[c] *= shrink[p];
+    }
     add_dots<I>(chunk, chunk, range.count, squares);
-  }
-  for (int64_t p = 0; p < range.count; ++p) {
-    const int64_t row = range.first_row + p;
-    const float norm = std::sqrt(sum_of_lanes<I>(squares[p]));
-    const float factor = !call.normalize ? 1.0f : norm >= minimum_norm ? 1.0f / norm : 0.0f;
-    call.factors[row] = call.mask && !call.mask[row] ? 0.0f : factor;
   }
 }
 
-inline void write_rows(const PrepareCall& call, const PixelRange& range) {
+// 1 / norm, 0 for a norm that is taken for 0, NaN for a row that holds NaN or an infinity.
+inline float inverse_norm(float square, float shrink) {
+  const float norm = std::sqrt(square);
+  if (shrink == 1 && norm < minimum_norm) return 0;
+  return norm <= largest_float ? 1 / norm : NAN;
+}
+
+template <class I>
+void find_factors(const PrepareCall& call, const PixelRange& range, Factors& found) {
+  typename I::Vec squares[chunk_pixels];
+  bool overflows = false;
+  for (int64_t p = 0; p < range.count; ++p) found.shrink[p] = found.factor[p] = 1;
+  if (call.normalize) {
+    add_squares<I>(call, range, nullptr, squares);
+    for (int64_t p = 0; p < range.count; ++p) {
+      const bool finite = sum_of_lanes<I>(squares[p]) <= largest_float;
+      if (!finite) found.shrink[p] = shrinking;
+      overflows = overflows || !finite;
+    }
+    if (overflows) add_squares<I>(call, range, found.shrink, squares);
+    for (int64_t p = 0; p < range.count; ++p) {
+      found.factor[p] = inverse_norm(sum_of_lanes<I>(squares[p]), found.shrink[p]);
+    }
+  }
+  for (int64_t p = 0; p < range.count; ++p) {
+    const int64_t row = range.first_row + p;
+    const bool left_out = call.mask && !call.mask[row];
+    call.factors[row] = left_out ? 0.0f : found.shrink[p] * found.factor[p];
+  }
+}
+
+inline void write_rows(const PrepareCall& call, const PixelRange& range, const Factors& found) {
   Chunk chunk;
   for (int64_t channel = 0; channel < call.map.dim; channel += chunk_channels) {
     const int64_t channels = channels_from(channel, call.map.dim);
@@ -128,8 +168,9 @@ inline void write_rows(const PrepareCall& call, const PixelRange& range) {
     for (int64_t p = 0; p < range.count; ++p) {
       const int64_t row = range.first_row + p;
       const bool left_out = call.mask && !call.mask[row];
+      const float shrink = found.shrink[p], factor = found.factor[p];
       float* values = chunk.pixel(p);
-      for (int64_t c = 0; c < chunk_channels; ++c) values[c] = left_out ? 0.0f : values[c] * call.factors[row];
+      for (int64_t c = 0; c < chunk_channels; ++c) values[c] = left_out ? 0.0f : values[c] * shrink * factor;
     }
     store_chunk(chunk, as_rows(range, call.map.dim), channel, channels, call.rows, call.rows_dtype);
   }
@@ -139,39 +180,46 @@ template <class I>
 void prepare_forward(const PrepareCall& call) {
   parallel_for(call.threads, range_count(call.map), [&](int64_t index) {
     const PixelRange range = range_of(call.map, index);
-    find_factors<I>(call, range);
-    write_rows(call, range);
+    Factors found;
+    find_factors<I>(call, range, found);
+    write_rows(call, range, found);
   });
 }
 
-// pulls[p] = f² x · g, the part of g along the row times f, so that the gradient is f (g − x · pull).
+// Rows r = f · x of a chunk, before a product with them: x itself may be too large for one.
+inline void load_rows(const PrepareCall& call, const PixelRange& range, int64_t channel, int64_t channels, Chunk& r) {
+  load_chunk(call.map.data, call.map.dtype, range, channel, channels, r);
+  for (int64_t p = 0; p < range.count; ++p) {
+    const float factor = call.saved_factors[range.first_row + p];
+    for (int64_t c = 0; c < chunk_channels; ++c) r.pixel(p)[c] *= factor;
+  }
+}
+
+// pulls[p] = r · g, the part of g along the row, so that the gradient is f (g − r · pull).
 template <class I>
 void find_pulls(const PrepareCall& call, const PixelRange& range, float* pulls) {
   typename I::Vec dots[chunk_pixels];
   for (int64_t p = 0; p < range.count; ++p) dots[p] = I::zero();
-  Chunk x, g;
+  Chunk r, g;
   for (int64_t channel = 0; call.normalize && channel < call.map.dim; channel += chunk_channels) {
     const int64_t channels = channels_from(channel, call.map.dim);
-    load_chunk(call.map.data, call.map.dtype, range, channel, channels, x);
+    load_rows(call, range, channel, channels, r);
     load_chunk(call.grad_rows, call.rows_dtype, as_rows(range, call.map.dim), channel, channels, g);
-    add_dots<I>(x, g, range.count, dots);
+    add_dots<I>(r, g, range.count, dots);
   }
-  for (int64_t p = 0; p < range.count; ++p) {
-    const float factor = call.saved_factors[range.first_row + p];
-    pulls[p] = sum_of_lanes<I>(dots[p]) * factor * factor;
-  }
+  for (int64_t p = 0; p < range.count; ++p) pulls[p] = sum_of_lanes<I>(dots[p]);
 }
 
 inline void write_gradient(const PrepareCall& call, const PixelRange& range, const float* pulls) {
-  Chunk x, g;
+  Chunk r, g;
   for (int64_t channel = 0; channel < call.map.dim; channel += chunk_channels) {
     const int64_t channels = channels_from(channel, call.map.dim);
-    load_chunk(call.map.data, call.map.dtype, range, channel, channels, x);
+    if (call.normalize) load_rows(call, range, channel, channels, r);
     load_chunk(call.grad_rows, call.rows_dtype, as_rows(range, call.map.dim), channel, channels, g);
     for (int64_t p = 0; p < range.count; ++p) {
       const float factor = call.saved_factors[range.first_row + p];
       for (int64_t c = 0; c < chunk_channels; ++c) {
-        const float along = call.normalize ? x.pixel(p)[c] * pulls[p] : 0.0f;
+        const float along = call.normalize ? r.pixel(p)[c] * pulls[p] : 0.0f;
         g.pixel(p)[c] = factor == 0 ? 0.0f : factor * (g.pixel(p)[c] - along);
       }
     }

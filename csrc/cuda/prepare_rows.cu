@@ -20,7 +20,7 @@ __device__ float warp_sum(float x) {
 __device__ float row_factor(float square_sum, bool normalize) {
   if (!normalize) return 1.0f;
   const float norm = sqrtf(square_sum);
-  return norm >= kMinimumNorm ? 1.0f / norm : 0.0f;
+  return norm < kMinimumNorm ? 0.0f : 1.0f / norm;  // NaN for NaN
 }
 
 // ---- matrices (n, d): a warp a row ----

@@ -247,7 +247,7 @@ class _Gradient:
 
 def _peak(asked: PairwiseCall, grad_lse: Tensor, lse: Tensor) -> Tensor:
     """(1,) largest |gradient| among the anchors that have one: the unit of float16 weights."""
-    has_term = lse > -torch.inf
+    has_term = lse != -torch.inf
     if asked.mask is not None:
         has_term &= asked.mask
     return grad_lse.where(has_term, 0).abs().amax(0, keepdim=True)

@@ -58,7 +58,7 @@ def pairwise_lse_backward(
 ) -> tuple[Tensor, Tensor]:
     a, k, key_mask = _clean_sides(call)
     scale = product(call.scale, call.scale_tensor)
-    takes_part = lse > -torch.inf if call.mask is None else (lse > -torch.inf) & call.mask
+    takes_part = lse != -torch.inf if call.mask is None else (lse != -torch.inf) & call.mask
     g = (grad_lse * scale).to(a.dtype).where(takes_part, 0)
     shift = lse.where(takes_part, 0)
     grad_a, grad_k = torch.zeros_like(a), torch.zeros_like(k)

@@ -448,7 +448,7 @@ class _Rows:
         """(1,) largest |gradient| among the rows that have one."""
         assert self.lse is not None
         assert self.grad is not None
-        has_term = self.lse > -torch.inf
+        has_term = self.lse != -torch.inf
         if self.mask is not None:
             has_term &= self.mask
         return self.grad.where(has_term, 0).abs().amax(0, keepdim=True)

@@ -74,15 +74,19 @@ def _forward_kernel(
     x = tl.load(features + offsets, mask=inside & takes_part[:, None], other=0.0).to(tl.float32)
     factor = tl.where(takes_part, 1.0, 0.0)
     if NORMALIZE:
+        # Over the power of two below the row's largest value: no square over- or underflows, and nothing
+        # is rounded. Below 2^-126 the bits give 0; such a norm is below the minimum whatever the unit.
         largest = tl.max(tl.abs(x), 1)
-        # Squares of the row over its largest value: no norm that float32 holds over- or underflows.
-        unit = tl.where(largest > 0, largest, 1.0)
-        scaled = x / unit[:, None]
-        norm = tl.sqrt(tl.sum(scaled * scaled, 1)) * unit
-        factor = tl.where(norm < MINIMUM, 0.0, factor / norm)
+        unit = (largest.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+        unit = tl.where(unit > 0, unit, 1.0)
+        x /= unit[:, None]
+        norm = tl.sqrt(tl.sum(x * x, 1))
+        inverse = tl.where(norm * unit < MINIMUM, 0.0, factor / norm)
+        x *= inverse[:, None]
+        factor = inverse / unit
     columns = tl.arange(0, DIM_PADDED)
     out = rows_out + rows[:, None] * DIM + columns[None, :]
-    tl.store(out, (x * factor[:, None]).to(rows_out.dtype.element_ty), mask=inside)
+    tl.store(out, x.to(rows_out.dtype.element_ty), mask=inside)
     tl.store(factors_out + rows, factor, mask=exists)
 
 
@@ -108,7 +112,7 @@ def _backward_kernel(
         pixels, image_stride, channel_stride, pixel_stride, ROWS, DIM, DIM_PADDED
     )
     factor = tl.load(factors + rows, mask=exists, other=0.0)
-    used = inside & (factor > 0)[:, None]
+    used = inside & (factor != 0)[:, None]
     columns = tl.arange(0, DIM_PADDED)
     from_rows = grad_rows + rows[:, None] * DIM + columns[None, :]
     g = tl.load(from_rows, mask=used, other=0.0).to(tl.float32)

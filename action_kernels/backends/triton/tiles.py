@@ -192,7 +192,7 @@ def _terms_kernel(
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     takes_part = _takes_part(row, count, mask, MASKED)
     row_lse = tl.load(lse + row, mask=takes_part, other=float("-inf"))
-    has_term = row_lse > float("-inf")
+    has_term = row_lse != float("-inf")  # NaN has one, so that it is passed on
     weight = tl.load(grad + row, mask=takes_part & has_term, other=0.0)
     if HALF:
         weight /= half_unit(peak)
