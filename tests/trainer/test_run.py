@@ -61,7 +61,7 @@ def test_what_a_run_leaves(quick_run):
     config, folder, summary = quick_run
     names = {path.name for path in folder.iterdir()}
     assert names == {
-        "configuration.json", "metrics.json", "metrics.csv", "predictions.png", "predictions", "figures",
+        "configuration.json", "plan.json", "metrics.json", "metrics.csv", "predictions.png", "predictions", "figures",
         "pretrain", "finetune",
     }  # fmt: skip
     for stage in ("pretrain", "finetune"):
