@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_weight, conv3d_weight
 
 from action_kernels.autocast import without_autocast
-from action_kernels.ops import checks, sampled_features
+from action_kernels.ops import checks, class_sums, sampled_features
 
 _CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 _INTERPOLATION = {2: "bilinear", 3: "trilinear"}
@@ -93,7 +92,7 @@ class SampledHead(nn.Module):
 
         By linearity this is the head applied to sums of upsampled features over shifted class masks;
         and such a sum is one of the features themselves, weighted by the adjoint of the upsampling
-        applied to the mask. Summed in the weights' dtype, without autocast.
+        applied to the mask. Summed in float32 (float64 where either is), without autocast.
 
         Args:
             pyramid: see the class.
@@ -117,12 +116,15 @@ class SampledHead(nn.Module):
         checks.check_same_device(pyramid=pyramid[0], labels=labels, mask=mask)
         dtype = self.projection.weight.dtype
         with without_autocast(labels.device.type):
-            members = _class_masks(labels, num_classes, mask)
-            counts = members.flatten(2).sum((0, 2), dtype=torch.int64)
-            members = members.to(dtype)
+            chosen = labels.long() if mask is None else labels.long().where(mask, -1)
+            classes = torch.arange(num_classes, device=labels.device)
+            counts = (chosen.flatten() == classes[:, None]).sum(1)
             sums = torch.stack(
                 [
-                    _shifted_class_sums(level.to(dtype), members).flatten(1) @ weight.flatten(1).T
+                    class_sums(level.to(_with(level, dtype)), chosen, num_classes)
+                    .flatten(1)
+                    .to(dtype)
+                    @ weight.flatten(1).T
                     for level, weight in zip(pyramid, self._level_weights(), strict=True)
                 ]
             ).sum(0)
@@ -169,48 +171,6 @@ class SampledHead(nn.Module):
                 )
 
 
-def _class_masks(labels: Tensor, num_classes: int, mask: Tensor | None) -> Tensor:
-    """(B, K, *size) bool: which pixels belong to each class."""
-    classes = torch.arange(num_classes, device=labels.device)
-    members = labels[:, None] == classes.view(-1, *[1] * (labels.dim() - 1))
-    return members if mask is None else members & mask[:, None]
-
-
-def _shifted_class_sums(features: Tensor, members: Tensor) -> Tensor:
-    """Σ_p members_k(p) · upsampled(p + tap), for every class, channel and tap: (K, C, taps).
-
-    On the finest level this is the weight gradient of a 3×3(×3) convolution whose output gradient
-    are the masks; on a coarse one the masks go through the adjoint of the upsampling, axis by axis.
-    """
-    batch, channels = features.shape[:2]
-    size = members.shape[2:]
-    if features.shape[2:] == size:
-        weight_shape = (members.shape[1], channels, *[3] * len(size))
-        gradient = conv2d_weight if len(size) == 2 else conv3d_weight
-        return gradient(features, weight_shape, members, padding=1).flatten(2)
-    weights = members  # (B, K, *fine) → axis by axis → (B, K, tap, coarse, tap, coarse, …)
-    for axis, (coarse, fine) in enumerate(zip(features.shape[2:], size, strict=True)):
-        taps = _axis_taps(coarse, fine, features)
-        position = 2 + 2 * axis
-        weights = torch.tensordot(weights, taps, dims=([position], [1]))  # moved to the end
-        weights = weights.movedim((-2, -1), (position, position + 1))
-    taps_first = [*range(2, weights.dim(), 2), *range(3, weights.dim(), 2)]
-    weights = weights.permute(0, 1, *taps_first).reshape(
-        batch, members.shape[1], 3 ** len(size), -1
-    )
-    return torch.einsum("bkts,bcs->kct", weights, features.flatten(2))
-
-
-def _axis_taps(coarse: int, fine: int, like: Tensor) -> Tensor:
-    """(3, fine, coarse): weight of coarse row w in what tap t − 1 of fine pixel p reads.
-
-    Linear interpolation with aligned corners; zero where the tap is beyond the border.
-    """
-    pixels = torch.arange(fine, device=like.device)
-    rows = torch.arange(coarse, device=like.device)
-    # Row w's hat function at fine pixel p: 1 − |p (coarse − 1)/(fine − 1) − w|, in whole numbers.
-    steps = max(fine - 1, 1)
-    distance = (pixels[:, None] * (coarse - 1) - rows * steps).abs()
-    hat = (steps - distance).clamp(min=0).to(like.dtype) / steps
-    padded = F.pad(hat, (0, 0, 1, 1))
-    return torch.stack([padded[tap : tap + fine] for tap in range(3)])
+def _with(level: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a level is summed up: its own, or float64 if the weights have it."""
+    return dtype if dtype == torch.float64 else level.dtype

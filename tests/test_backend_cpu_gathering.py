@@ -1,4 +1,4 @@
-"""`sampled_features` and `indexed_lse` in C++: the reference's numbers on every instruction set and layout."""
+"""`sampled_features`, `class_sums` and `indexed_lse` in C++: the reference's numbers everywhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support import relative_error, unit_rows
 import action_kernels
 from action_kernels import indexed_lse, sampled_features
 from action_kernels.backends import cpu
-from action_kernels.ops import registry
+from action_kernels.ops import class_sums, registry
 
 UNAVAILABLE = cpu.unavailable("cpu")
 pytestmark = pytest.mark.skipif(UNAVAILABLE is not None, reason=str(UNAVAILABLE))
@@ -22,7 +22,8 @@ LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def test_the_automatic_choice_is_this_backend():
-    for op in ("sampled_features_forward", "sampled_features_backward", "indexed_lse"):
+    ops = "sampled_features_forward", "sampled_features_backward", "class_sums", "indexed_lse"
+    for op in ops:
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             assert registry.backend_of(op, "cpu", dtype) == "cpu"
         assert registry.backend_of(op, "cpu", torch.float64) == "reference"
@@ -176,6 +177,99 @@ def test_offsets_past_2_31_elements_are_written():
         assert gradient[0, 0, :2, :2].tolist() == [[1, 1], [1, 1]]
         assert gradient[0, 0, 2].count_nonzero() == gradient[0, 0, -3].count_nonzero() == 0
         del gradient
+
+
+# class_sums
+
+
+def scene(channels, coarse, fine, classes, dtype, channels_last):
+    """A map whose mean is not 0 and labels in patches, some of them no class."""
+    generator = torch.Generator().manual_seed(channels)
+    features = (torch.randn(2, channels, *coarse, generator=generator) + 1).to(dtype)
+    if channels_last:
+        features = features.contiguous(memory_format=LAYOUTS[features.dim()])
+    labels = torch.randint(-1, classes + 1, (2, *fine), generator=generator)
+    labels[0, : fine[0] // 2] = classes - 1
+    labels[1, 0] = -(2**40)
+    return features, labels
+
+
+def summed(features, labels, classes, backend):
+    with action_kernels.use_backend(backend):
+        return class_sums(features, labels, classes)
+
+
+@pytest.mark.parametrize("dtype", HALF_EPS)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("classes", [1, 5])
+@pytest.mark.parametrize("shape", MAPS, ids=str)
+def test_class_sums_are_the_references(instruction_set, shape, classes, channels_last, dtype):
+    features, labels = scene(*shape, classes, dtype, channels_last)
+    sums = summed(features, labels, classes, "cpu")
+    exact = summed(features.double(), labels, classes, "reference")
+    plain = summed(features, labels, classes, "reference")
+    assert sums.dtype == torch.float32
+    assert relative_error(sums, exact) < 3 * relative_error(plain, exact) + 3e-7
+
+
+def test_class_sums_over_many_blocks(threads):
+    features, labels = scene(16, (120, 90), (240, 180), 3, torch.float32, True)
+    threads(1)
+    coarse, exact = summed(features, labels, 3, "cpu"), scene(16, (240, 180), (240, 180), 3, torch.float32, True)[0]  # fmt: skip
+    fine = summed(exact, labels, 3, "cpu")
+    assert relative_error(coarse, summed(features.double(), labels, 3, "reference")) < 1e-6
+    assert relative_error(fine, summed(exact.double(), labels, 3, "reference")) < 1e-6
+    for count in (2, 3, 7):
+        threads(count)
+        assert torch.equal(summed(features, labels, 3, "cpu"), coarse)
+        assert torch.equal(summed(exact, labels, 3, "cpu"), fine)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 2, 3, 2, 4)])
+def test_class_sums_gradcheck_and_opcheck(shape):
+    features = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(-1, 3, (shape[0], *(2 * n - 1 for n in shape[2:])))
+    assert torch.autograd.gradcheck(lambda x: class_sums(x, labels, 3), (features,))
+    op = torch.ops.action_kernels.class_sums
+    torch.library.opcheck(op, (features, labels, 3))
+    torch.library.opcheck(op, (features.detach().float().requires_grad_(), labels, 3))
+
+
+def test_second_derivatives_of_class_sums_are_refused():
+    features = torch.randn(1, 2, 3, 3, requires_grad=True)
+    sums = class_sums(features, torch.zeros(1, 5, 5, dtype=torch.int64), 2)
+    (gradient,) = torch.autograd.grad(sums.square().sum(), features, create_graph=True)
+    with pytest.raises(RuntimeError, match="class_sums has no second derivative"):
+        gradient.sum().backward()
+
+
+def test_class_sums_of_nothing():
+    labels = torch.full((2, 5, 6), -1)
+    assert (class_sums(torch.randn(2, 3, 5, 6), labels, 4) == 0).all()
+    assert (class_sums(torch.zeros(0, 3, 5, 6), labels[:0], 4) == 0).all()
+    assert class_sums(torch.zeros(2, 0, 5, 6), labels, 4).shape == (4, 0, 9)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features": torch.zeros(1, 2, 3)}, "features must have shape .* 2 or 3 axes in size"),
+        ({"features": torch.zeros(1, 2, 3, 3).int()}, "features must be float16"),
+        ({"labels": torch.zeros(1, 5, 5)}, "labels must be an int64 tensor"),
+        ({"labels": torch.zeros(1, 2, 5).long()}, r"labels must have shape \(1, \*size\)"),
+        ({"labels": torch.zeros(2, 5, 5).long()}, r"labels must have shape \(1, \*size\)"),
+        ({"labels": torch.zeros(1, 5, 5, 5).long()}, r"labels must have shape \(1, \*size\)"),
+        ({"num_classes": 0}, "num_classes must be positive, got 0"),
+    ],
+)
+def test_errors_of_class_sums_name_the_argument(change, message):
+    call = {
+        "features": torch.zeros(1, 2, 3, 3),
+        "labels": torch.zeros(1, 5, 5, dtype=torch.int64),
+        "num_classes": 2,
+    }
+    with pytest.raises((TypeError, ValueError), match=message):
+        class_sums(**{**call, **change})
 
 
 # indexed_lse
@@ -350,6 +444,27 @@ def test_bad_calls_return_a_status_with_a_message():
         assert "pointer" in backward(describe(**{name: None}))
     status = library.ak_cpu_sampled_features_forward(describe(), None, None, None, 1)
     assert "pointer" in message(status)
+
+    def sums(size=1 << 14, **change):
+        fields = {
+            "labels": index.data_ptr(), "batch": 0, "channels": 2, "classes": 2, "axes": 2, "dtype": 0,
+            "coarse": ctypes.addressof(sizes[0]), "fine": ctypes.addressof(sizes[1]),
+        }  # fmt: skip
+        what = ctypes.byref(cpu.HEADER.structs["ak_class_maps"](**(fields | change)))
+        room, place = torch.empty(1 << 14, dtype=torch.uint8), memory.data_ptr()
+        status = library.ak_cpu_class_sums(
+            what, place, ctypes.addressof(strides), place, 1, room.data_ptr(), size
+        )
+        return message(status)
+
+    strides = numbers(18, 9, 0, 3, 1)
+    assert sums() == "success"
+    assert "workspace" in sums(size=16)
+    assert "dtype" in sums(dtype=3)
+    for change in ({"batch": -1}, {"classes": -1}, {"channels": -1}, {"axes": 1}):
+        assert "count" in sums(**change)
+    for change in ({"coarse": None}, {"fine": None}, {"labels": None, "batch": 1}):
+        assert "pointer" in sums(**change)
 
     rows = cpu.HEADER.structs["ak_rows"](memory.data_ptr(), None, 4, 8, 0)
     workspace = torch.empty(1 << 20, dtype=torch.uint8)

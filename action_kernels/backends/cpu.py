@@ -548,3 +548,35 @@ def indexed_lse(
     )  # fmt: skip
     _check(status, "indexed_lse")
     return lse, mean
+
+
+@register("class_sums", backend="cpu", dtypes=frozenset(DTYPES))
+def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    axes, labels, threads = features.dim() - 2, labels.contiguous(), torch.get_num_threads()
+    shape = (num_classes, features.shape[1], 3**axes)
+    if features.numel() == 0:
+        return torch.zeros(shape)
+    first = (1,) * (3 - axes)
+    coarse, fine = _numbers(*first, *features.shape[2:]), _numbers(*first, *labels.shape[1:])
+    image, channel, *steps = features.stride()
+    strides = _numbers(image, channel, *(0,) * (3 - axes), *steps)
+    what = _struct["ak_class_maps"](
+        labels=labels.data_ptr(),
+        batch=features.shape[0],
+        channels=features.shape[1],
+        classes=num_classes,
+        coarse=ctypes.addressof(coarse),
+        fine=ctypes.addressof(fine),
+        axes=axes,
+        dtype=DTYPES[features.dtype],
+    )
+    sums = torch.empty(shape, dtype=torch.float32)
+    size = _kernels().ak_cpu_class_sums_workspace(ctypes.byref(what), threads)
+    _check(-min(size, 0), "class_sums")
+    workspace = _workspace(size)
+    status = _kernels().ak_cpu_class_sums(
+        ctypes.byref(what), features.data_ptr(), ctypes.addressof(strides), sums.data_ptr(), threads,
+        workspace.data_ptr(), size,
+    )  # fmt: skip
+    _check(status, "class_sums")
+    return sums

@@ -218,6 +218,22 @@ int start_features_call(const ak_neighbourhoods* what, int threads, FeaturesCall
   return AK_OK;
 }
 
+int start_class_sums_call(const ak_class_maps* what, int threads, ClassSumsCall* call) {
+  if (!what) return AK_MISSING_POINTER;
+  if (what->batch < 0 || what->channels < 0 || what->classes < 0 || what->classes >= INT32_MAX) return AK_BAD_SHAPE;
+  if (what->axes != 2 && what->axes != 3) return AK_BAD_SHAPE;
+  if (!what->coarse || !what->fine) return AK_MISSING_POINTER;
+  for (int axis = 0; axis < 3; ++axis) {
+    if (what->coarse[axis] < 1 || what->fine[axis] < what->coarse[axis]) return AK_BAD_SHAPE;
+  }
+  if (what->axes == 2 && what->fine[0] != 1) return AK_BAD_SHAPE;
+  if (!is_dtype(what->dtype)) return AK_BAD_DTYPE;
+  *call = ClassSumsCall{};
+  call->what = *what;
+  call->threads = threads < 1 ? 1 : threads;
+  return AK_OK;
+}
+
 int start_indexed_call(const ak_rows* queries, const ak_rows* bank, int64_t dim, int64_t runs, int64_t columns,
                        int threads, IndexedCall* call) {
   if (!queries || !bank) return AK_MISSING_POINTER;
@@ -520,6 +536,29 @@ int ak_cpu_sampled_features_backward(const ak_neighbourhoods* what, const void* 
   call.channels_last = channels_last != 0;
   call.workspace = workspace;
   return run(table.features_backward, call);
+}
+
+int64_t ak_cpu_class_sums_workspace(const ak_class_maps* what, int threads) {
+  ClassSumsCall call;
+  if (int status = start_class_sums_call(what, threads, &call)) return -status;
+  return what->channels == 0 || what->classes == 0 ? 0 : kernels().class_sums_workspace(call);
+}
+
+int ak_cpu_class_sums(const ak_class_maps* what, const void* features, const int64_t* strides, float* sums, int threads,
+                      void* workspace, int64_t workspace_bytes) {
+  ClassSumsCall call;
+  if (int status = start_class_sums_call(what, threads, &call)) return status;
+  if (what->channels == 0 || what->classes == 0) return AK_OK;
+  const KernelTable& table = kernels();  // once: another thread may choose another one
+  if (!strides || !sums || !workspace) return AK_MISSING_POINTER;
+  if (what->batch > 0 && (!features || !what->labels)) return AK_MISSING_POINTER;
+  call.threads = usable_threads(call.threads);
+  if (table.class_sums_workspace(call) > workspace_bytes) return AK_SMALL_WORKSPACE;
+  call.features = features;
+  for (int axis = 0; axis < 5; ++axis) call.strides[axis] = strides[axis];
+  call.sums = sums;
+  call.workspace = workspace;
+  return run(table.class_sums, call);
 }
 
 int64_t ak_cpu_indexed_lse_workspace(const ak_rows* queries, const ak_rows* bank, int64_t dim, int64_t runs,

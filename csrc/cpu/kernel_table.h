@@ -1,6 +1,7 @@
 // Every kernel of one instruction set, for its translation unit: a new kernel is entered here once.
 #pragma once
 
+#include "class_sums.h"
 #include "indexed_lse.h"
 #include "pairwise_lse.h"
 #include "pairwise_softplus.h"
@@ -28,6 +29,8 @@ constexpr action_kernels::KernelTable kernel_table(const char* name) {
       features_forward<Vector>,
       features_workspace,
       features_backward<Vector>,
+      class_sums_workspace,
+      class_sums<Vector>,
       indexed_workspace<Vector>,
       indexed_lse<Vector>,
   };

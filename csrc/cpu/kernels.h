@@ -69,6 +69,15 @@ struct FeaturesCall {
   void* workspace;
 };
 
+struct ClassSumsCall {
+  ak_class_maps what;
+  int64_t strides[5];
+  const void* features;
+  float* sums;
+  int threads;
+  void* workspace;
+};
+
 struct IndexedCall {
   ak_rows queries;
   ak_rows bank;
@@ -99,6 +108,8 @@ struct KernelTable {
   void (*features_forward)(const FeaturesCall&);
   int64_t (*features_workspace)(const FeaturesCall&);
   void (*features_backward)(const FeaturesCall&);
+  int64_t (*class_sums_workspace)(const ClassSumsCall&);
+  void (*class_sums)(const ClassSumsCall&);
   int64_t (*indexed_workspace)(const IndexedCall&);
   void (*indexed_lse)(const IndexedCall&);
 };

@@ -242,6 +242,29 @@ AK_API int64_t ak_cpu_sampled_features_workspace(const ak_neighbourhoods* what, 
 AK_API int ak_cpu_sampled_features_backward(const ak_neighbourhoods* what, const void* grad, int channels_last,
                                             void* gradient, int threads, void* workspace, int64_t workspace_bytes);
 
+/* ---------------------------------------------------------------- CPU: class_sums */
+
+/* Labels of an upsampled map (see ak_neighbourhoods), and the sizes of the map that is upsampled. */
+typedef struct ak_class_maps {
+  const int64_t* labels; /* (batch, fine), contiguous; a pixel whose label is no class counts nowhere */
+  int64_t batch;
+  int64_t channels;
+  int64_t classes;
+  const int64_t* coarse; /* sizes of the three axes */
+  const int64_t* fine;   /* none below coarse */
+  int32_t axes;          /* 2 or 3 */
+  int32_t dtype;         /* ak_dtype, of the features */
+} ak_class_maps;
+
+/* Bytes of workspace. Negative: −ak_status. It depends on shapes and threads alone. */
+AK_API int64_t ak_cpu_class_sums_workspace(const ak_class_maps* what, int threads);
+
+/* sums (classes, channels, 3^axes): over the pixels of a class what each tap of a convolution's kernel reads of the
+ * upsampled features, 0 beyond the border. `strides` as in sampled_features. The result does not depend on the
+ * thread count. */
+AK_API int ak_cpu_class_sums(const ak_class_maps* what, const void* features, const int64_t* strides, float* sums,
+                             int threads, void* workspace, int64_t workspace_bytes);
+
 /* ---------------------------------------------------------------- CPU: indexed_lse */
 
 /* Bytes of workspace. Negative: −ak_status. It depends on the instruction set in use, shapes and threads. */

@@ -366,6 +366,38 @@ void check_features(int64_t batch, int64_t channels, const std::vector<int64_t>&
   expect_close("gradient of features", where, gradient, expected_gradient, 1e-6);
 }
 
+// Sums of the neighbourhoods of the pixels of each class, from the kernel that `check_features` compares.
+void check_class_sums(int64_t batch, int64_t channels, const std::vector<int64_t>& coarse,
+                      const std::vector<int64_t>& fine, bool channels_last, int threads, std::mt19937& random,
+                      const std::string& where) {
+  const int64_t axes = coarse[0] == 1 && fine[0] == 1 ? 2 : 3, taps = axes == 2 ? 9 : 27, classes = 3;
+  const int64_t cells = coarse[0] * coarse[1] * coarse[2], pixels = batch * fine[0] * fine[1] * fine[2];
+  std::normal_distribution<float> normal;
+  std::vector<float> map(batch * channels * cells), rows(pixels * taps * channels), sums(classes * channels * taps, NAN);
+  std::vector<int64_t> labels(pixels), index(pixels);
+  for (float& x : map) x = normal(random) + 1;
+  for (int64_t p = 0; p < pixels; ++p) labels[p] = static_cast<int64_t>(random() % 5) - 1, index[p] = p;
+  const int64_t step = channels_last ? channels : 1;
+  const int64_t strides[5] = {channels * cells, channels_last ? 1 : cells, coarse[1] * coarse[2] * step,
+                              coarse[2] * step, step};
+  const ak_neighbourhoods asked = {index.data(), pixels,        batch, channels, coarse.data(), fine.data(),
+                                   static_cast<int32_t>(axes), AK_FLOAT32};
+  expect_ok(ak_cpu_sampled_features_forward(&asked, map.data(), strides, rows.data(), 1), where);
+  std::vector<double> expected(sums.size());
+  for (int64_t p = 0; p < pixels; ++p) {
+    if (labels[p] < 0 || labels[p] >= classes) continue;
+    for (int64_t tap = 0; tap < taps; ++tap)
+      for (int64_t c = 0; c < channels; ++c)
+        expected[(labels[p] * channels + c) * taps + tap] += rows[(p * taps + tap) * channels + c];
+  }
+  const ak_class_maps what = {labels.data(), batch, channels, classes, coarse.data(), fine.data(),
+                              static_cast<int32_t>(axes), AK_FLOAT32};
+  std::vector<char> workspace(ak_cpu_class_sums_workspace(&what, threads), -1);
+  expect_ok(ak_cpu_class_sums(&what, map.data(), strides, sums.data(), threads, workspace.data(), workspace.size()),
+            where);
+  expect_close("class sums", where, sums, expected, 1e-6);
+}
+
 // indexed_lse and the mean of the bank rows, against loops.
 void check_indexed(int64_t runs, int64_t of_run, int64_t bank_rows, int64_t columns, int64_t dim, double scale,
                    int threads, std::mt19937& random, const std::string& where) {
@@ -407,9 +439,10 @@ void check_gathering(int threads, std::mt19937& random, const std::string& where
     for (int64_t channels : {1, 66})
       for (bool channels_last : {false, true}) {
         if (coarse[1] == 21 && channels == 1) continue;
-        check_features(2, channels, coarse, fine, channels_last, threads, random,
-                       where + " map of " + std::to_string(fine[1]) + " rows, " + std::to_string(channels) +
-                           (channels_last ? " channels last" : " channels"));
+        const std::string here = where + " map of " + std::to_string(fine[1]) + " rows, " + std::to_string(channels) +
+                                 (channels_last ? " channels last" : " channels");
+        check_features(2, channels, coarse, fine, channels_last, threads, random, here);
+        check_class_sums(2, channels, coarse, fine, channels_last, threads, random, here);
       }
   const int64_t sizes[][5] = {{1, 1, 2, 1, 1}, {9, 1, 5, 70, 33}, {3, 2, 5, 0, 4}, {2, 30, 9, 40, 17},
                               {2, 99, 300, 200, 70}};

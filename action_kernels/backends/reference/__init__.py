@@ -6,6 +6,7 @@ float64 stays float64; half precision is computed in float32. A kernel family a 
 from __future__ import annotations
 
 from action_kernels.backends.reference import (
+    class_sums,
     indexed_lse,
     labelled_lse,
     pairwise_lse,
@@ -16,6 +17,7 @@ from action_kernels.backends.reference import (
 )
 
 __all__ = [
+    "class_sums",
     "indexed_lse",
     "labelled_lse",
     "pairwise_lse",
