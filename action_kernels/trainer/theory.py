@@ -102,7 +102,7 @@ def _patches(case: Case, embedder: Embedder) -> Iterator[tuple[Tensor, Tensor]]:
         part = slice(start, start + IMAGES_AT_ONCE)
         yield (
             torch.from_numpy(images[part]).to(embedder.device),
-            torch.from_numpy(labels[part]).long().to(embedder.device),
+            torch.from_numpy(labels[part].astype(np.int64)).to(embedder.device),
         )
 
 

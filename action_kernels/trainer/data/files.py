@@ -171,10 +171,12 @@ def _check_nifti_header(path: Path, header: Any, least_offset: int) -> None:
         raise DataError(
             f"{path}: its header has impossible dimensions {dims}; save the image again"
         )
-    if int(header["datatype"]) not in _readable_types(header):
+    try:
+        header.get_data_dtype()
+    except KeyError:  # nibabel looks the code up
         raise DataError(
             f"{path}: data type {int(header['datatype'])} is none of NIfTI's; save it again"
-        )
+        ) from None
     offset = float(header["vox_offset"])
     if not offset.is_integer() or offset < least_offset:
         raise DataError(
@@ -190,10 +192,6 @@ def _check_nifti_header(path: Path, header: Any, least_offset: int) -> None:
     for name in ("scl_slope", "scl_inter"):
         if np.isinf(header[name]):
             raise DataError(f"{path}: {name} in its header is infinite; save the image again")
-
-
-def _readable_types(header: Any) -> set[int]:
-    return {int(code) for code in header._data_type_codes.value_set("code")} - {0, 1, 255}
 
 
 def _opened(path: Path) -> Any:
