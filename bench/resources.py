@@ -1,10 +1,11 @@
 """What the Triton kernels take on each architecture, read from the compiler: no GPU needed.
 
-    python -m bench.resources [--quick] [--json FILE]
+    python bench/resources.py [--quick] [--json FILE]
 
 Every launch that the heuristics can pick is recorded (on tensors without data), compiled ahead of time
 for sm_80, sm_90 and sm_100, and its registers, spills, shared memory and matrix instructions are read
-from the binary with the cuobjdump that ships with Triton.
+from the binary (`sass`), and how many issue slots its hot loop takes for each clock of the unit that
+bounds it: at 1 the scheduler is the limit.
 """
 
 from __future__ import annotations
@@ -14,9 +15,7 @@ import importlib.metadata
 import json
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import sass
 import torch
 import triton
 from torch import Tensor
@@ -102,6 +102,7 @@ class Usage:
     shared_memory_limit: int
     tensor_memory: int
     matrix: str
+    issue_share: float | None  # issue slots over clocks of the unit that bounds the hot loop
 
     def faults(self) -> list[str]:
         """What would fail at a launch or cost its speed, in words."""
@@ -155,6 +156,8 @@ def cases(quick: bool = False) -> Iterator[Case]:
         return
     for dim in (*NARROW_DIMS, 256, 496):
         yield from _core_cases(dim, bf16)
+    for dim in NARROW_DIMS:
+        yield _forward_keys(dim, bf16)
     for dim in (256, 496):
         yield from _masked_cases(dim, bf16)
         yield from _keys_cases(dim, bf16)
@@ -223,13 +226,16 @@ def _masked_cases(dim: int, dtype: torch.dtype) -> Iterator[Case]:
     )
 
 
+def _forward_keys(dim: int, dtype: torch.dtype) -> Case:
+    a, k = _meta(COUNT, dim, dtype=dtype), _meta(COUNT, dim, dtype=dtype)
+    call = PairwiseCall(a, k, 10.0, bounded=True)
+    return Case(f"forward keys {_name(dim, dtype)}", lambda: forward(call, False))
+
+
 def _keys_cases(dim: int, dtype: torch.dtype) -> Iterator[Case]:
     a, k = _meta(COUNT, dim, dtype=dtype), _meta(COUNT, dim, dtype=dtype)
     row, name = _meta(COUNT, dtype=torch.float32), _name(dim, dtype)
-    yield Case(
-        f"forward keys {name}",
-        lambda: forward(PairwiseCall(a, k, 10.0, bounded=True), False),
-    )
+    yield _forward_keys(dim, dtype)
     yield Case(
         f"backward keys apart {name}",
         lambda: backward(PairwiseCall(a, k, 10.0, bounded=True), row, row, True, True, dtype),
@@ -327,7 +333,7 @@ def _sampling_cases() -> Iterator[Case]:
         yield Case(
             f"sampled features {what}, backward",
             lambda g=near, f=features, s=size: sampled_features.sampled_features_backward(
-                g, index, f.shape, s
+                g, index, f.shape, s, False
             ),
         )
 
@@ -369,7 +375,7 @@ def _compile(job: _Job) -> Usage:
     compiled = triton.compile(source, target=target, options=dict(job.options))
     ptx = compiled.asm["ptx"]
     matrix = [name for name, pattern in MATRIX_INSTRUCTIONS.items() if re.search(pattern, ptx)]
-    registers, spilled = read_binary(compiled.asm["cubin"])
+    (machine_code,) = sass.kernels(compiled.asm["cubin"])
     sides = [str(job.constants[name]) for name in ("ROWS", "KEYS") if name in job.constants]
     return Usage(
         case=job.case.name,
@@ -377,37 +383,22 @@ def _compile(job: _Job) -> Usage:
         capability=job.target.capability,
         tiles=f"{'×'.join(sides) or job.constants.get('BLOCK', '-')}, "
         f"{job.options['num_warps']} warps, {job.options['num_stages']} stages",
-        registers=registers,
-        spilled=spilled,
+        registers=machine_code.registers,
+        spilled=machine_code.spilled,
         spills_at_most=job.case.spills_at_most,
         shared_memory=compiled.metadata.shared,
         shared_memory_limit=job.target.shared_memory,
         tensor_memory=getattr(compiled.metadata, "tmem_size", 0) or 0,
         matrix="+".join(matrix) or "-",
+        issue_share=_issue_share(job, machine_code),
     )
 
 
-def read_binary(binary: bytes) -> tuple[int, int]:
-    """Registers and bytes spilled a thread.
-
-    A stack alone is no spill: the call of a 64-bit division has a frame that nothing is stored in.
-    """
-    usage = _cuobjdump(binary, "-res-usage")
-    registers = [int(number) for number in re.findall(r"REG:(\d+)", usage)]
-    if not registers:
-        raise RuntimeError(f"cuobjdump shows no resource usage: {usage[:500]}")
-    stack = max(int(number) for number in re.findall(r"(?:STACK|LOCAL):(\d+)", usage))
-    used = stack and re.search(r"\b(?:STL|LDL)\b", _cuobjdump(binary, "-sass"))
-    return max(registers), stack if used else 0
-
-
-def _cuobjdump(binary: bytes, option: str) -> str:
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary)
-        file.flush()
-        run = subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True)
-    return run.stdout + run.stderr
+def _issue_share(job: _Job, machine_code: sass.Kernel) -> float | None:
+    """Counted where products are of half precision: of float32 they are several of another kind."""
+    if not any(kind in ("*bf16", "*fp16") for kind in job.signature.values()):
+        return None
+    return machine_code.issue_share(job.target.capability)
 
 
 @lru_cache
@@ -435,12 +426,13 @@ def measure(quick: bool = False, processes: int | None = None) -> list[Usage]:
 def table(usages: list[Usage]) -> str:
     """The measurements as a Markdown table."""
     lines = [
-        "| case | kernel | sm | tiles | registers | spilled | shared memory | matrix units |",
-        "|---|---|---|---|---|---|---|---|",
+        "| case | kernel | sm | tiles | registers | spilled | shared memory | matrix units | slots / clocks |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {u.case} | {u.kernel} | {u.capability} | {u.tiles} | {u.registers} | {u.spilled} "
-        f"| {u.shared_memory / 1024:.0f} of {u.shared_memory_limit / 1024:.0f} KiB | {u.matrix} |"
+        f"| {u.shared_memory / 1024:.0f} of {u.shared_memory_limit / 1024:.0f} KiB | {u.matrix} "
+        f"| {'–' if u.issue_share is None else f'{u.issue_share:.2f}'} |"
         for u in usages
     ]
     return "\n".join(lines)

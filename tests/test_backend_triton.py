@@ -31,6 +31,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CONSUMER = Target(capability=86, shared_memory=99 << 10, processors=28)
 CONSUMER_BLACKWELL = Target(capability=120, shared_memory=99 << 10, processors=170)
 OTHER_MAKE = Target(capability=0, shared_memory=64 << 10, processors=64)
+RULES = (tuning.forward_candidates, tuning.symmetric_candidates, tuning.backward_candidates)
 TARGETS = [SM_80, SM_90, SM_100, CONSUMER, CONSUMER_BLACKWELL, OTHER_MAKE]
 
 
@@ -180,7 +181,7 @@ def test_every_rule_has_tiles_that_fit(target: Target, dim: int) -> None:
             target.capability < 80 and precision.startswith("tf32")
         ):
             continue
-        for rule in (tuning.forward_candidates, tuning.backward_candidates):
+        for rule in RULES:
             for tiles in rule(target, dim, itemsize, precision):
                 assert tiles.shared_memory(dim, itemsize) <= target.shared_memory
                 assert tiles.rows % tiles.keys == 0  # the diagonal is a whole number of tiles
@@ -280,9 +281,9 @@ def test_every_configuration_that_the_rules_pick_is_compiled() -> None:
     for target in resources.TARGETS:
         for itemsize, precision in ((2, "ieee"), (4, "tf32"), (4, "tf32x3")):
             for dim in range(1, tuning.largest_dim(itemsize, precision) + 1):
-                for backward in (False, True):
-                    rule = tuning.backward_candidates if backward else tuning.forward_candidates
+                for rule in RULES:
                     tiles = rule(target, dim, itemsize, precision)[0]
+                    backward = rule is tuning.backward_candidates
                     key = target.capability, precision, backward, tiles
                     if itemsize == 2:
                         assert (*key, tuning.padded(dim)) in compiled
@@ -304,6 +305,22 @@ def test_compiles_for_every_architecture_without_faults(usages: list[resources.U
     assert {usage.capability for usage in usages} == {80, 90, 100}
     assert len(usages) > 150
     assert [fault for usage in usages for fault in usage.faults()] == []
+
+
+@pytest.mark.slow
+def test_no_hot_loop_waits_for_its_scheduler(usages: list[resources.Usage]) -> None:
+    """Tensor cores or exponentials are the limit, not the issue of instructions, of a step's kernels.
+
+    Online maxima and masks cost more: up to 1.4 slots a clock.
+    """
+    counted = [usage for usage in usages if usage.issue_share is not None]
+    assert {usage.capability for usage in counted} == {80, 90}
+    assert {usage.kernel for usage in counted} >= {"forward_kernel", "backward_kernel"}
+    assert len(counted) > 60
+    step = [u for u in counted if u.case.startswith(("forward symmetric", "backward self"))]
+    assert len(step) > 20
+    assert {(u.case, u.capability): u.issue_share for u in step if u.issue_share > 1.01} == {}
+    assert max(usage.issue_share for usage in counted) < 1.5
 
 
 @pytest.mark.slow

@@ -340,9 +340,16 @@ def pairwise_lse_forward(call: PairwiseCall, keep: bool) -> tuple[Tensor, None]:
     def run(tiles: tuning.Tiles) -> Tensor:
         return _forward(call, tiles)
 
-    candidates = tuning.forward_candidates(*_tiling_of(anchors))
-    key = ("pairwise_lse_forward", count.bit_length(), *_tiling_of(anchors))
+    symmetric = _symmetric(call)
+    rule = tuning.symmetric_candidates if symmetric else tuning.forward_candidates
+    candidates = rule(*_tiling_of(anchors))
+    key = ("pairwise_lse_forward", symmetric, count.bit_length(), *_tiling_of(anchors))
     return run(tuning.choose(key, candidates, run)), None
+
+
+def _symmetric(call: PairwiseCall) -> bool:
+    """Whether a tile serves its rows and, by atomic additions, its columns."""
+    return call.keys is None and call.bounded and not torch.are_deterministic_algorithms_enabled()
 
 
 def _served(rows: Tensor) -> bool:
@@ -362,7 +369,7 @@ def _forward(call: PairwiseCall, tiles: tuning.Tiles) -> Tensor:
     a = whole_tiles(anchors, mask, tiles.rows)
     k = a if keys is None else whole_tiles(keys, call.key_mask, tiles.keys)
     fixed = call.bounded
-    symmetric = self_ and fixed and not torch.are_deterministic_algorithms_enabled()
+    symmetric = _symmetric(call)
     padded_count = a.values.shape[0]
     blocks, key_tiles = padded_count // tiles.rows, k.values.shape[0] // tiles.keys
     steps = key_tiles // 2 + 1 if symmetric else key_tiles
