@@ -71,16 +71,20 @@ class MemoryQueue(nn.Module):
         return (self.oldest + torch.arange(self.size, device=self.ring.device)) % self.size
 
     @torch.no_grad()
-    def enqueue(self, features: Tensor, labels: Tensor, *, mask: Tensor | None = None) -> None:
+    def enqueue(
+        self, features: Tensor, labels: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> None:
         """Add rows (n, dim) with labels (n,), any n; the oldest leave. They are stored as given.
 
-        Rows that `mask` (n,) bool leaves out do not enter.
+        Without `labels` the rows have no class. Rows that `mask` (n,) bool leaves out do not enter.
 
         Raises:
             TypeError, ValueError: naming the argument that does not fit, or that holds NaN (looked at
                 on the CPU only). The queue is then as it was.
         """
         checks.check_matrix("features", features, self.ring.shape[1])
+        if labels is None:
+            labels = torch.full(features.shape[:1], self.no_class, device=features.device)
         values = label_values("labels", labels, features.shape[:1], ignore_index=None, mask=mask)
         checks.check_same_device(queue=self.ring, features=features, labels=labels, mask=mask)
         features, numbers = features.detach(), values.values

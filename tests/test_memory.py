@@ -101,3 +101,10 @@ def test_processes_hold_the_same_queue(tmp_path: Path):
     (first, labels), (second, other_labels) = (torch.load(tmp_path / f"{r}.pt") for r in (0, 1))
     assert torch.equal(first, second)
     assert labels.tolist() == other_labels.tolist() == [15, 16, 20, 21, 25, 26]
+
+
+def test_rows_without_labels_have_no_class():
+    queue = MemoryQueue(4, 2, no_class=-7)
+    queue.enqueue(torch.ones(3, 2))
+    assert queue.labels.tolist() == [-7] * 4
+    assert queue.features[1:].equal(torch.ones(3, 2))
