@@ -58,6 +58,11 @@ class Checkpoints:
     def exists(self, kind: Kind = "last") -> bool:
         return (self.folder / FILES[kind]).is_file()
 
+    def iteration(self) -> int:
+        """Steps done at the last checkpoint."""
+        done: int = read_checkpoint(self.folder / FILES["last"])["iteration"]
+        return done
+
     def save(self, stage: Stage, progress: Progress, kind: Kind = "last") -> None:
         """Write everything that the stage keeps, its progress, the configuration and the random states."""
         content = {

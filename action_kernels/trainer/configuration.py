@@ -512,9 +512,13 @@ def per_axis(option: str, values: tuple[int, ...], dims: int) -> tuple[int, ...]
     return values
 
 
-def absolute_data(config: Configuration) -> Configuration:
-    """The same with `data` as an absolute path, so that it means the same from anywhere."""
-    if config.data.data == "phantom":
-        return config
-    path = os.path.abspath(os.path.expanduser(config.data.data))
-    return config.with_values({"data": path})
+def absolute_paths(config: Configuration) -> Configuration:
+    """The same with `data` and `init_from` as absolute paths, so that they mean the same from anywhere."""
+    paths = {"data": config.data.data, "init_from": config.run.init_from}
+    return config.with_values(
+        {
+            key: os.path.abspath(os.path.expanduser(path))
+            for key, path in paths.items()
+            if path is not None and path != "phantom"
+        }
+    )

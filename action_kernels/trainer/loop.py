@@ -35,8 +35,8 @@ class Loop:
     validate: Callable[[int], Summary]
     stop: StopRequest
 
-    def run(self, batches: Iterable[Batch]) -> bool:
-        """Take the steps; False when asked to stop before the last one. The state is saved either way."""
+    def run(self, batches: Iterable[Batch]) -> None:
+        """Take the steps until the last one, or until asked to stop; then the state is saved."""
         for batch in batches:
             losses = self.step(batch)
             self.done += 1
@@ -49,8 +49,7 @@ class Loop:
             if self.due(self.every.checkpoint_every) or self.stop.requested:
                 self.save("last")
             if self.stop.requested:
-                break
-        return self.done >= self.total
+                return
 
     def due(self, every: int) -> bool:
         return self.done % every == 0 or self.done == self.total

@@ -24,13 +24,12 @@ from .checkpoints import (
     Progress,
     initialise,
     load_weights,
-    read_checkpoint,
 )
 from .configuration import (
     CONFIGURATION_FILE,
     Configuration,
     StageName,
-    absolute_data,
+    absolute_paths,
     per_axis,
 )
 from .data import Dataset, Options, Plan, open_dataset
@@ -70,7 +69,8 @@ class Run:
     def setup(self, name: StageName) -> Setup:
         task = self.dataset.task
         patch = per_axis("--patch-size", self.config.data.patch_size, task.spatial_dims)
-        return Setup(self.config, task, patch, self.device, name)
+        trained = initial_weights(self, name) is not None
+        return Setup(self.config, task, patch, self.device, name, trained)
 
     def new_stage(self, name: StageName) -> Stage:
         """The stage with random weights, the same for a seed."""
@@ -97,15 +97,22 @@ def run_training(config: Configuration, folder: Path, *, resume: bool = False) -
     """
     run = prepare(resolved(config), folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder), StopRequest() as stop:
+    with locked(folder):
         start_folder(run, resume)
-        images = training_images(run)
-        stop.requested |= not tell(describe(run, images))
-        for name in remaining_stages(run):
-            train_stage(run, name, images, stop)
-        return evaluate_run_of(
-            run, run.config.stages[-1], "last", run.config.run.final_list, folder
-        )
+        names = remaining_stages(run)
+        write_json(folder / PLAN_FILE, run.dataset.plan.as_dict())
+        run.config.save(folder / CONFIGURATION_FILE)
+        with StopRequest() as stop:
+            images = training_images(run)
+            stop.requested |= not tell(describe(run, images))
+            for name in names:
+                train_stage(run, name, images, stop)
+        try:
+            return evaluate_run_of(run, names[-1], "last", run.config.run.final_list, folder)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "the training is finished and saved, its evaluation was stopped"
+            ) from None
 
 
 def evaluate_run(
@@ -153,7 +160,7 @@ def load_plan(folder: Path) -> Plan:
 
 def resolved(config: Configuration) -> Configuration:
     """With what depends on the place made concrete: `data` absolute, `amp` one of its kinds."""
-    config = absolute_data(config)
+    config = absolute_paths(config)
     if config.run.amp != "auto":
         return config
     return config.with_values({"amp": "bf16" if multiplies_bf16(choose_device(config)) else "off"})
@@ -191,21 +198,18 @@ def choose_device(config: Configuration) -> torch.device:
 
 
 def start_folder(run: Run, resume: bool) -> None:
-    """Write the configuration, and remove what killed writers left. The folder must be locked.
+    """Make the folders, and remove what killed writers left. The run must be locked.
 
     Raises:
         TrainerError: when a new run would overwrite one.
     """
-    path = run.folder / CONFIGURATION_FILE
-    if path.exists() and not resume:
+    if (run.folder / CONFIGURATION_FILE).exists() and not resume:
         raise TrainerError(
             f"--output: {run.folder} already holds a run; --resume goes on with it, or choose another folder"
         )
     for folder in (run.folder, *(run.folder / name for name in run.config.stages)):
         folder.mkdir(parents=True, exist_ok=True)
         remove_temporaries(folder)
-    write_json(run.folder / PLAN_FILE, run.dataset.plan.as_dict())
-    run.config.save(path)
 
 
 def training_images(run: Run) -> TrainingImages:
@@ -260,19 +264,23 @@ def remaining_stages(run: Run) -> tuple[StageName, ...]:
     """The stages from the last one that has begun; those before are finished.
 
     Raises:
-        TrainerError: when an earlier stage is to be longer than it was.
+        TrainerError: when a stage is to be shorter than it already is, or one before the last to be longer.
     """
     names = run.config.stages
-    begun = [index for index, name in enumerate(names) if run.checkpoints(name).exists()]
-    first = max(begun, default=0)
-    for name in names[:first]:
-        done = read_checkpoint(run.folder / name / FILES["last"])["iteration"]
-        if done < run.config.iterations(name):
+    begun = [name for name in names if run.checkpoints(name).exists()]
+    for name in begun:
+        done, total = run.checkpoints(name).iteration(), run.config.iterations(name)
+        option = "--pretrain-iterations" if name == "pretrain" else "--max-iterations"
+        if done > total:
             raise TrainerError(
-                f"--{name}-iterations: {run.config.iterations(name)} was given, but {names[first]} has begun from "
-                f"the {done} steps of {name}; start a new run to change them"
+                f"{option}: {total} was given, but {name} has already taken {done} steps"
             )
-    return names[first:]
+        if done < total and name != begun[-1]:
+            raise TrainerError(
+                f"{option}: {total} was given, but {begun[-1]} has begun from the {done} steps of {name}; "
+                f"start a new run to change them"
+            )
+    return names[names.index(begun[-1]) :] if begun else names
 
 
 def train_stage(run: Run, name: StageName, images: TrainingImages, stop: StopRequest) -> None:
@@ -281,18 +289,9 @@ def train_stage(run: Run, name: StageName, images: TrainingImages, stop: StopReq
     Raises:
         Interrupted: when asked to stop before the end.
     """
-    config, checkpoints = run.config, run.checkpoints(name)
+    config, checkpoints, total = run.config, run.checkpoints(name), run.config.iterations(name)
     stage = run.new_stage(name)
-    source = initial_weights(run, name)
-    if source is not None:
-        initialise(stage, load_weights(source), str(source))
-    progress = checkpoints.load(stage) if checkpoints.exists() else Progress(0, {})
-    total = config.iterations(name)
-    if progress.iteration > total:
-        raise TrainerError(
-            f"--{'pretrain' if name == 'pretrain' else 'max'}-iterations: {total} was given, "
-            f"but {name} has already taken {progress.iteration} steps"
-        )
+    progress = begin(run, name, stage)
     record = Record(checkpoints.folder, progress.history, progress.iteration, total, name)
     loop = Loop(
         stage,
@@ -305,17 +304,27 @@ def train_stage(run: Run, name: StageName, images: TrainingImages, stop: StopReq
         stop,
     )
     try:
-        finished = loop.run(
+        loop.run(
             training_batches(
                 images, stage.unlabelled_batch, _STREAMS[name], progress.iteration, total
             )
         )
     finally:
         record.close()
-    if not finished:
+    if stop.requested:
         raise Interrupted(f"stopped after step {loop.done} of {total} of {name}")
     title = f"{name}, {total} steps"
     training_figure(record.history, title, run.dataset.task, checkpoints.folder / "training.png")
+
+
+def begin(run: Run, name: StageName, stage: Stage) -> Progress:
+    """Put the stage where it goes on: at its checkpoint, or at its first step with its initial weights."""
+    if run.checkpoints(name).exists():
+        return run.checkpoints(name).load(stage)
+    source = initial_weights(run, name)
+    if source is not None:
+        initialise(stage, load_weights(source), str(source))
+    return Progress(0, {})
 
 
 def initial_weights(run: Run, name: StageName) -> Path | None:

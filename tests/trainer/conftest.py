@@ -67,11 +67,11 @@ def tiny_config():
 def make_stage(tiny_config):
     """A stage of a tiny configuration, of a task in two or three dimensions."""
 
-    def make(name: str, task: Task = ACDC, **overrides):
+    def make(name: str, task: Task = ACDC, *, trained: bool = False, **overrides):
         config = resolved(tiny_config(**overrides))
         patch = per_axis("--patch-size", config.data.patch_size, task.spatial_dims)
         torch.manual_seed(config.run.seed)
-        return STAGES[name](Setup(config, task, patch, CPU, name))
+        return STAGES[name](Setup(config, task, patch, CPU, name, trained))
 
     return make
 

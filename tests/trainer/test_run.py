@@ -18,7 +18,7 @@ from action_kernels.trainer.configuration import Configuration
 from action_kernels.trainer.errors import TrainerError
 from action_kernels.trainer.locking import locked
 from action_kernels.trainer.loop import Loop
-from action_kernels.trainer.run import evaluate_run, resolved, run_training
+from action_kernels.trainer.run import evaluate_run, prepare, resolved, run_training
 from action_kernels.trainer.stages import Finetune
 from action_kernels.trainer.stopping import Interrupted
 
@@ -29,10 +29,18 @@ def quick_run(tmp_path_factory, tiny_config):
     config = tiny_config(
         patch_size=48, widths=(8, 8, 16, 16), labelled_patients=2, labelled_batch=3, unlabelled_batch=3,
         queries_per_class=32, negatives_per_class=32, queue_size=256, pretrain_iterations=40, max_iterations=60,
-        learning_rate=0.1, log_every=2, validate_every=30, checkpoint_every=25,
+        learning_rate=0.1, saacl_weight=0.2, teacher_momentum=0.9, log_every=2, validate_every=30, checkpoint_every=25,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("run")
     return config, folder, run_training(config, folder)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """Pictures take most of a tiny run's time; `quick_run`, made before, has them."""
+    monkeypatch.setattr("action_kernels.trainer.run.training_figure", lambda *_: None)
+    for name in ("case_figure", "gallery_figure"):
+        monkeypatch.setattr(f"action_kernels.trainer.reports.{name}", lambda *_: None)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
@@ -105,7 +113,6 @@ def test_best_and_last_are_never_confused(quick_run, tmp_path):
     assert (best["checkpoint"], summary["checkpoint"]) == ("best", "last")
     assert best["iteration"] == max(scores, key=scores.get)
     assert best["mean_dice"] == pytest.approx(max(scores.values()))
-    (folder / "finetune" / "both").mkdir(exist_ok=True)
     swapped = tmp_path / "swapped"
     swapped.mkdir()
     (swapped / "configuration.json").write_bytes((folder / "configuration.json").read_bytes())
@@ -241,6 +248,10 @@ def test_a_finished_run_is_extended(tiny_config, tmp_path):
         run_training(tiny_config(max_iterations=4), tmp_path, resume=True)
     with pytest.raises(TrainerError, match="--pretrain-iterations: 5 was given, but finetune has"):
         run_training(tiny_config(max_iterations=9, pretrain_iterations=5), tmp_path, resume=True)
+    with pytest.raises(TrainerError, match="--pretrain-iterations: 2 was given, but pretrain has"):
+        run_training(tiny_config(max_iterations=9, pretrain_iterations=2), tmp_path, resume=True)
+    config = Configuration.load(tmp_path / "configuration.json")  # what was refused is not stored
+    assert (config.finetune.max_iterations, config.pretrain.iterations) == (9, 3)
 
 
 def test_the_seed_decides(tiny_config, tmp_path):
@@ -316,8 +327,11 @@ def test_the_paths_of_data_are_stored_absolute(tiny_config, monkeypatch, tmp_pat
     assert resolved(tiny_config(amp="auto")).run.amp in ("bf16", "off")
 
 
-def test_a_finetune_stage_knows_that_it_starts_trained(make_stage):
-    fresh, started = make_stage("finetune"), make_stage("finetune")
-    started.initialise({"network": fresh.student.network.state_dict()})
-    assert isinstance(fresh, Finetune)
-    assert (fresh.momentum(0), started.momentum(0)) == (0.0, 0.99)
+def test_a_finetune_stage_knows_that_it_starts_trained(tiny_config, tmp_path):
+    momenta = {}
+    for stage in ("all", "finetune"):
+        run = prepare(resolved(tiny_config(stage=stage)), tmp_path)
+        finetune = run.new_stage("finetune")
+        assert isinstance(finetune, Finetune)
+        momenta[stage] = finetune.momentum(0)
+    assert momenta == {"all": 0.99, "finetune": 0.0}

@@ -38,7 +38,8 @@ class Batch:
         return len(self.images) + len(self.unlabelled)
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+        parts = (getattr(self, field.name) for field in fields(self))
+        return Batch(*(part.to(device, non_blocking=True) for part in parts))
 
     def pin_memory(self) -> Batch:
         return Batch(*(getattr(self, field.name).pin_memory() for field in fields(self)))

@@ -29,14 +29,13 @@ class Finetune:
     """Pseudo-labels of a moving-average teacher on mixed images, and contrast between the pixels of all images.
 
     The teacher sees the weak images; the student sees them mixed and strongly augmented, apart from the labelled ones,
-    so that batch statistics of the two kinds do not mix. After `initialise` the teacher follows at full momentum from
-    the first step; from random weights its momentum is ramped up.
+    so that batch statistics of the two kinds do not mix. From trained weights the teacher follows at full momentum
+    from the first step; from random ones its momentum is ramped up.
     """
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.config = setup, setup.config.finetune
         self.unlabelled_batch = setup.config.data.unlabelled_batch
-        self.initialised = False
         self.student = setup.model()
         self.teacher = make_teacher(self.student)
         self.saacl = SAACL(
@@ -68,7 +67,6 @@ class Finetune:
             model.network.load_state_dict(weights["network"])
             if "head" in weights:
                 model.head.load_state_dict(weights["head"])
-        self.initialised = True
 
     def schedules(self, iteration: int) -> dict[str, float]:
         return {
@@ -130,7 +128,7 @@ class Finetune:
     def momentum(self, iteration: int) -> float:
         """Of the teacher."""
         momentum = self.setup.config.optimiser.teacher_momentum
-        return momentum if self.initialised else ramped_momentum(momentum, iteration)
+        return momentum if self.setup.trained else ramped_momentum(momentum, iteration)
 
     @torch.no_grad()
     def teacher_view(self, batch: Batch) -> tuple[PseudoLabelled, Embeddings | None]:

@@ -38,7 +38,6 @@ class Pretrain:
         self.setup, self.config = setup, setup.config.pretrain
         config, dims = self.config, setup.task.spatial_dims
         self.unlabelled_batch = setup.config.data.unlabelled_batch
-        self.initialised = False
         self.network = setup.network()
         coarsest = channels_of(self.network)[0]
         window = local_window(setup)
@@ -90,7 +89,6 @@ class Pretrain:
     def initialise(self, weights: dict[str, dict[str, Tensor]]) -> None:
         for network in (self.network, self.teacher):
             network.load_state_dict(weights["network"])
-        self.initialised = True
 
     def schedules(self, iteration: int) -> dict[str, float]:
         temperatures = {name: schedule(iteration) for name, schedule in self.temperatures.items()}
@@ -118,7 +116,7 @@ class Pretrain:
         total = torch.stack(list(losses.values())).sum()
         self.optimisation.descend(total, iteration)
         momentum = self.setup.config.optimiser.teacher_momentum
-        if not self.initialised:
+        if not self.setup.trained:
             momentum = ramped_momentum(momentum, iteration)
         update_teacher(self.teacher, self.network, momentum)
         update_teacher(self.teacher_projections, self.projections, momentum)

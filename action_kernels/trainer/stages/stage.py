@@ -53,13 +53,14 @@ class Stage(Protocol):
 
 @dataclass(frozen=True)
 class Setup:
-    """What a stage is built from."""
+    """What a stage is built from; `trained` says whether it starts from trained weights."""
 
     config: Configuration
     task: Task
     patch: tuple[int, ...]
     device: torch.device
     name: StageName
+    trained: bool = False
 
     @property
     def iterations(self) -> int:
