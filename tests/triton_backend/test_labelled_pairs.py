@@ -1,0 +1,134 @@
+"""`labelled_lse` and `pairwise_softplus` on Triton against float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from labelled import PATTERNS, Scene, compare, labels_of
+from support import relative_error
+
+from action_kernels.backends.triton import tuning
+from action_kernels.backends.triton.classes import ByClass, relate
+from action_kernels.ops import labelled_lse, pairwise_softplus
+
+RELATIONS = ("same", "different")
+# In the interpreter tiles are 16×16 forward and 32×16 backward; on a GPU up to 128.
+SHAPES = [
+    (1, None, 16),  # no pair at all
+    (33, None, 48),  # one above the backward's rows, padded columns
+    (40, 21, 16),  # ragged both ways
+    (3, 70, 20),  # few anchors: their keys are split among processors
+]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("relation", RELATIONS)
+@pytest.mark.parametrize(("n", "m", "d"), SHAPES)
+def test_against_float64(device, n, m, d, relation, pattern):
+    compare(Scene.make(n, m, d, pattern, relation), torch.float32, device)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("m", [None, 30])
+def test_half_precision(device, dtype, m):
+    for relation in RELATIONS:
+        compare(Scene.make(36, m, 16, "few, some left out", relation), dtype, device)
+
+
+@pytest.mark.parametrize("scale", [0.1, 200.0])
+def test_small_and_large_scales(device, scale):
+    for relation in RELATIONS:
+        compare(Scene.make(35, None, 16, "two classes", relation, scale), torch.float32, device)
+
+
+def test_unit_rows_by_a_fixed_shift(device):
+    scene = Scene.make(50, None, 16, "few, some left out", "different")
+
+    def promised(*rows, **options):
+        return labelled_lse(*rows, normalized=True, **options)
+
+    ours, exact = scene.to(torch.float32, device).lse(promised), scene.to(torch.float64).lse()
+    for found, expected in zip(ours, exact, strict=True):
+        assert relative_error(found.cpu(), expected) < 1e-6
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("m", [None, 30])
+def test_gradients_shared_out_between_programs(device, monkeypatch, parts, m):
+    """As on a Hopper for rows of more than 256: each program half of the columns, the sums once."""
+    monkeypatch.setattr(
+        tuning, "backward_candidates", lambda *_: [tuning.Tiles(32, 16, 4, 1, parts=parts)]
+    )
+    for relation in RELATIONS:
+        compare(Scene.make(40, m, 32, "two classes", relation), torch.float32, device)
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_rows_left_out_may_hold_nan(device, relation):
+    scene = Scene.make(40, 30, 16, "few, some left out", relation).to(torch.float32, device)
+    dirty = replace(
+        scene,
+        anchors=scene.anchors.where((scene.labels >= 0)[:, None], torch.nan),
+        keys=scene.keys.where((scene.key_labels >= 0)[:, None], torch.inf),
+        offsets=scene.offsets.where(scene.labels >= 0, torch.nan),
+    )
+    for clean, found in ((scene.lse(), dirty.lse()), (scene.softplus(), dirty.softplus())):
+        for ours, expected in zip(found, clean, strict=True):
+            assert torch.equal(ours, expected)
+
+
+def test_nan_and_infinite_offsets(device):
+    """A row of NaN reaches those it is paired with; −inf is the log-sum-exp of no negative."""
+    scene = Scene.make(40, None, 16, "few, some left out", "same").to(torch.float32, device)
+    bad = int((scene.labels == 2).nonzero()[1])
+    anchors = scene.anchors.clone()
+    anchors[bad] = torch.nan
+    expected = (scene.labels == 2).cpu()
+    for values in (
+        labelled_lse(anchors, **scene.options),
+        pairwise_softplus(anchors, offsets=scene.offsets, **scene.options),
+    ):
+        assert torch.equal(values.isnan().cpu(), expected)
+    nothing = replace(scene, offsets=torch.full_like(scene.offsets, -torch.inf)).softplus()
+    assert all(not found.any() for found in nothing)
+    offsets = torch.full_like(scene.offsets, torch.inf)
+    values = pairwise_softplus(scene.anchors, offsets=offsets, **scene.options)
+    assert torch.equal((values == torch.inf).cpu(), (scene.labels >= 0).cpu())
+    assert not values.isnan().any()
+
+
+def test_no_rows_and_no_keys(device):
+    rows, nothing = torch.randn(5, 16, device=device), torch.zeros(0, 16, device=device)
+    labels = torch.arange(5, device=device)
+    for relation in RELATIONS:
+        options = {"scale": 1.0, "relation": relation}
+        assert labelled_lse(nothing, labels=labels[:0], **options).shape == (0,)
+        lse = labelled_lse(rows, nothing, labels=labels, key_labels=labels[:0], **options)
+        assert lse.tolist() == [-torch.inf] * 5
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize(("n", "m"), [(50, 90), (16, 16), (3, 200)])
+def test_tiles_that_are_visited(device, n, m, pattern, same):
+    """All in which a pair counts, and of those whose pairs all or none count none that need not be."""
+    tiles = tuning.Tiles(16, 16, 4, 1)
+    labels, key_labels = labels_of(pattern, n), labels_of(pattern, m, seed=1)
+    rows, others = ByClass.of(labels.to(device)), ByClass.of(key_labels.to(device))
+    relation = relate(rows, others, same, tiles)
+    y, k = rows.labels.cpu(), others.labels.cpu()
+    equal = (y[:, None] == k) & (y >= 0)[:, None]
+    counts = equal if same else ~equal & (y >= 0)[:, None] & (k >= 0)
+    for block, visit in enumerate(relation.visits.tolist()):
+        steps, begin, before, gap = visit[:4]
+        met = {begin + step + (gap if step >= before else 0) for step in range(steps)}
+        assert len(met) == steps
+        of_block = counts[16 * block : 16 * block + 16]
+        needed = {
+            tile for tile in range(-(-m // 16)) if of_block[:, 16 * tile : 16 * tile + 16].any()
+        }
+        assert needed <= met <= set(range(-(-m // 16)))
+        if len(set(y[16 * block : 16 * block + 16].tolist())) == 1:  # one class
+            assert len(met) <= len(needed) + 1
