@@ -34,6 +34,7 @@ from triton.compiler import ASTSource
 from action_kernels.backends.triton import (
     device,
     indexed_lse,
+    labelled_pairs,
     prepare_rows,
     sample_pixels,
     sampled_features,
@@ -42,6 +43,7 @@ from action_kernels.backends.triton.device import SM_80, SM_90, SM_100, Launch, 
 from action_kernels.backends.triton.pairwise_lse import pairwise_lse_backward as backward
 from action_kernels.backends.triton.pairwise_lse import pairwise_lse_forward as forward
 from action_kernels.ops.pairwise_lse import PairwiseCall
+from action_kernels.ops.relation import LabelledPairs
 from action_kernels.ops.sample_pixels import Draw
 
 TARGETS = (SM_80, SM_90, SM_100)
@@ -152,6 +154,7 @@ def cases(quick: bool = False) -> Iterator[Case]:
     yield from _keys_cases(128, bf16)
     yield from _online_cases(128, bf16)
     yield from _learnable_cases(128, bf16)
+    yield from _labelled_cases(128, bf16)
     if quick:
         return
     for dim in (*NARROW_DIMS, 256, 496):
@@ -163,6 +166,8 @@ def cases(quick: bool = False) -> Iterator[Case]:
         yield from _keys_cases(dim, bf16)
         yield from _online_cases(dim, bf16)
         yield from _learnable_cases(dim, bf16)
+        yield from _labelled_cases(dim, bf16)
+    yield from _labelled_cases(128, fp16)
     for dim in (128, 496):  # beside bfloat16: the weights of the backward are scaled
         yield from _core_cases(dim, fp16)
         yield from _masked_cases(dim, fp16)
@@ -269,6 +274,38 @@ def _learnable_cases(dim: int, dtype: torch.dtype) -> Iterator[Case]:
         f"backward self learnable scale {name}",
         lambda: backward(own, row, row, True, False, torch.float32),
     )
+
+
+def _labelled_cases(dim: int, dtype: torch.dtype) -> Iterator[Case]:
+    """One positive per denominator: over the negatives, over the positives; and SigLIP, with keys apart."""
+    a, k = _meta(COUNT - 1, dim, dtype=dtype), _meta(COUNT - 1, dim, dtype=dtype)
+    y, row = _meta(COUNT - 1, dtype=torch.int64), _meta(COUNT - 1, dtype=torch.float32)
+    learned = _meta(dtype=torch.float32)
+    name, ops = _name(dim, dtype), labelled_pairs
+    negatives = LabelledPairs(a, None, y, None, "different", 10.0)
+    online = negatives._replace(scale=50.0)
+    positives = negatives._replace(relation="same")
+    apart = LabelledPairs(a, k, y, y, "different", 1.0, learned)
+    calls: dict[str, Callable[[], object]] = {
+        "negatives": lambda: ops.labelled_lse_forward(negatives, True),
+        "negatives online": lambda: ops.labelled_lse_forward(online, False),
+        "negatives, backward": lambda: ops.labelled_lse_backward(
+            negatives, True, row, row, True, False, dtype
+        ),
+        "negatives online, backward": lambda: ops.labelled_lse_backward(
+            online, False, row, row, True, False, dtype
+        ),
+        "positives": lambda: ops.pairwise_softplus_forward(positives, row),
+        "positives, backward": lambda: ops.pairwise_softplus_backward(
+            positives, row, row, True, False, True, dtype
+        ),
+        "pairs apart": lambda: ops.pairwise_softplus_forward(apart, row),
+        "pairs apart, backward": lambda: ops.pairwise_softplus_backward(
+            apart, row, row, True, True, True, torch.float32
+        ),
+    }
+    for what, call in calls.items():
+        yield Case(f"{what} {name}", call)
 
 
 def _name(dim: int, dtype: torch.dtype) -> str:

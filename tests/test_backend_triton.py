@@ -263,7 +263,7 @@ def compiled_configurations() -> set[Compiled]:
         for case in resources.cases():
             for launch in resources.launches(case, target):
                 c, options = launch.constants, launch.options
-                if "SELF" in c or "OWN_TERM" in c:
+                if ("SELF" in c or "OWN_TERM" in c) and "SAME" not in c:
                     backward = "OWN_TERM" in c
                     tiles = tuning.Tiles(
                         c["ROWS"], c["KEYS"], options["num_warps"], options["num_stages"],

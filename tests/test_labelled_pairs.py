@@ -53,13 +53,17 @@ def test_gradcheck():
         for relation in RELATIONS:
             scene = Scene.make(9, m, 4, "few, some left out", relation, scale=2.0)
             rows = [scene.anchors] if m is None else [scene.anchors, scene.keys]
-            leaves = [t.clone().requires_grad_() for t in (*rows, scene.offsets / 6)]
+            scale = torch.tensor(2.0, dtype=torch.float64)
+            leaves = [t.clone().requires_grad_() for t in (*rows, scale, scene.offsets / 6)]
 
             def softplus(*inputs, scene=scene):
-                return pairwise_softplus(*inputs[:-1], offsets=inputs[-1], **scene.options)
+                *given, scale, offsets = inputs
+                options = scene.options | {"scale": scale}
+                return pairwise_softplus(*given, offsets=offsets, **options)
 
             def lse(*inputs, scene=scene):
-                values = labelled_lse(*inputs, **scene.options)
+                *given, scale = inputs
+                values = labelled_lse(*given, **scene.options | {"scale": scale})
                 return values[values.isfinite()]
 
             assert torch.autograd.gradcheck(softplus, leaves)
@@ -71,10 +75,11 @@ def test_opcheck():
         scene = Scene.make(9, m, 4, "few, some left out", "same")
         anchors = scene.anchors.requires_grad_()
         keys = None if m is None else scene.keys.requires_grad_()
-        rows = (anchors, keys, scene.labels, scene.key_labels, "same")
+        scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+        rows = (anchors, keys, scene.labels, scene.key_labels, "same", 1.5, scale)
         ops = torch.ops.action_kernels
-        torch.library.opcheck(ops.labelled_lse, (*rows, 2.0, True))
-        torch.library.opcheck(ops.pairwise_softplus, (*rows, scene.offsets.requires_grad_(), 2.0))
+        torch.library.opcheck(ops.labelled_lse, (*rows, False))
+        torch.library.opcheck(ops.pairwise_softplus, (*rows, scene.offsets.requires_grad_()))
 
 
 def test_compiles_whole():
@@ -123,7 +128,7 @@ def test_only_requested_gradients_are_computed():
 
         @registry.register("pairwise_softplus_backward", backend="reference")
         def spy(*arguments):
-            asked.append(arguments[-3:])
+            asked.append(arguments[-4:-1])
             return kernel(*arguments)
 
         registry._resolved.clear()
@@ -151,7 +156,8 @@ def test_only_requested_gradients_are_computed():
         ),
         ({"labels": [0, 1, 2]}, "labels must be a torch.Tensor, got list"),
         ({"relation": "other"}, "relation must be one of 'same', 'different', got 'other'"),
-        ({"scale": -1.0}, "scale must be finite and > 0, got -1.0"),
+        ({"scale": -1.0}, r"scale \(1 / temperature\) must be finite and > 0.*got -1.0"),
+        ({"scale": torch.ones(2)}, r"scale must be a 0-d tensor, got shape \(2,\)"),
         ({"offsets": torch.zeros(4)}, r"offsets must have shape \(3,\), got \(4,\)"),
         ({"offsets": torch.zeros(3).double()}, "offsets must be torch.float32 for torch.float32"),
         ({"offsets": torch.zeros(3, device="meta")}, "offsets is on meta but anchors on cpu"),
@@ -179,6 +185,26 @@ def backend(request):
         pytest.skip(f"{request.param} cannot be used here")
     with action_kernels.use_backend(request.param):
         yield request.param
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scale_that_learns(backend, dtype):
+    """Its gradient in float32 from rows of half precision too, whatever else is asked for."""
+    for m in (None, 70):
+        for relation in RELATIONS:
+            scene = Scene.make(60, m, 8, "few, some left out", relation).to(dtype)
+            found, expected = [], []
+            for each, results in ((scene, found), (scene.to(torch.float64), expected)):
+                scale = torch.tensor(14.3, dtype=each.offsets.dtype, requires_grad=True)
+                options = each.options | {"scale": scale}
+                rows = [each.anchors] if m is None else [each.anchors, each.keys]
+                upstream = torch.linspace(-1, 2, 60, dtype=each.offsets.dtype)
+                lse = labelled_lse(*rows, **options)
+                values = pairwise_softplus(*rows, offsets=each.offsets, **options)
+                for value in (lse.where(lse.isfinite(), 0), values):
+                    results += torch.autograd.grad(value, scale, upstream)
+            for ours, theirs in zip(found, expected, strict=True):
+                assert relative_error(ours, theirs) < 2e-5
 
 
 @pytest.mark.parametrize("relation", RELATIONS)

@@ -158,7 +158,7 @@ def test_memory_grows_with_the_rows_alone():
 
 def test_bad_calls_return_a_status_with_a_message():
     scene = Scene.make(10, None, 4, "two classes", "same").to(torch.float32)
-    sides = cpu._LabelledSides(LabelledPairs(scene.anchors, None, scene.labels, None, "same"))
+    sides = cpu._LabelledSides(LabelledPairs(scene.anchors, None, scene.labels, None, "same", 10.0))
     memory = torch.empty(1 << 20, dtype=torch.uint8)
     offsets, values = torch.zeros(10), torch.empty(10)
 

@@ -108,6 +108,14 @@ def test_means():
     assert relative_error(total, values.sum()) < 1e-12
 
 
+def test_temperature_learns():
+    features, labels = rows(0), torch.arange(N) % 4
+    tau, exact = (torch.tensor(0.2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    multi_positive_nt_xent_loss(features, labels, temperature=tau).backward()
+    eager.multi_positive_nt_xent(features, labels, temperature=exact).mean().backward()
+    assert relative_error(tau.grad, exact.grad) < 1e-10
+
+
 def test_a_map_is_its_pixels():
     features = torch.randn(2, D, 4, 5, dtype=torch.float64, requires_grad=True)
     labels = torch.randint(-1, 3, (2, 4, 5))

@@ -49,13 +49,32 @@ def test_a_backend_in_float32(backend):
         assert relative_error(ours.grad, theirs.grad) < 1e-5
 
 
-def test_bias_learns():
+def test_temperature_and_bias_learn():
+    """As published: t = exp(t'), both with the gradients of the formula."""
     image, text = rows(0), rows(1)
-    bias = torch.tensor(-2.0, requires_grad=True)
-    siglip_loss(image, text, bias=bias).backward()
-    exact = torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
-    eager.siglip(image, text, 10.0, exact).mean().backward()
-    assert relative_error(bias.grad, exact.grad) < 1e-6
+    log_t, bias = (torch.tensor(x, requires_grad=True) for x in (2.0, -2.0))
+    siglip_loss(image, text, temperature=(-log_t).exp(), bias=bias).backward()
+    exact_t, exact_b = (
+        torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (2.0, -2.0)
+    )
+    eager.siglip(image, text, exact_t.exp(), exact_b).mean().backward()
+    assert relative_error(bias.grad, exact_b.grad) < 1e-6
+    assert relative_error(log_t.grad, exact_t.grad) < 1e-6
+
+
+def test_compiles_whole():
+    image, text = rows(0, dtype=torch.float32), rows(1, dtype=torch.float32)
+
+    def loss(image, text):
+        return siglip_loss(image, text, temperature=0.2)
+
+    compiled = torch.compile(loss, fullgraph=True)(image, text)
+    compiled.backward()
+    mine, image.grad = image.grad, None
+    expected = loss(image, text)
+    expected.backward()
+    assert relative_error(compiled.detach(), expected) < 1e-6
+    assert relative_error(mine, image.grad) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,9 @@ from torch import Tensor
 
 from action_kernels.backends import c_header
 from action_kernels.backends._library import LIBRARY_FOLDER, open_library
+from action_kernels.backends.reference import labelled_lse as reference_labelled_lse
 from action_kernels.backends.reference import pairwise_lse as reference
+from action_kernels.backends.reference import pairwise_softplus as reference_softplus
 from action_kernels.ops.pairwise_lse import PairwiseCall
 from action_kernels.ops.prepare_rows import row_count
 from action_kernels.ops.registry import register
@@ -300,22 +302,34 @@ class _LabelledSides:
         _check(-min(size, 0), op)
         return _workspace(size), size
 
-    def gradients(self, need_anchors: bool, need_keys: bool) -> tuple[int, list[Tensor], list[Any]]:
+    def gradients(
+        self, need_anchors: bool, need_keys: bool
+    ) -> tuple[int, tuple[Tensor, Tensor], list[Any]]:
         """The sum of the passes, tensors for the gradients, and where they lie (None: not wanted)."""
         wanted = need_anchors, need_keys and self.keys is not None
         passes = _constant["AK_GRAD_ANCHORS"] * wanted[0] + _constant["AK_GRAD_KEYS"] * wanted[1]
-        gradients = list(self._rows.empty_gradients(*wanted))
+        gradients = self._rows.empty_gradients(*wanted, self._rows.anchors.dtype)
         places = [g.data_ptr() if w else None for g, w in zip(gradients, wanted, strict=True)]
         return passes, gradients, places
 
 
+def _in_dtype(rows: LabelledPairs, dtype: torch.dtype) -> LabelledPairs:
+    """With rows in the dtype that gradients are asked for in: the library's are in that of their rows."""
+    if dtype == rows.anchors.dtype:
+        return rows
+    keys = None if rows.keys is None else rows.keys.to(dtype)
+    return rows._replace(anchors=rows.anchors.to(dtype), keys=keys)
+
+
 @register("labelled_lse_forward", backend="cpu", dtypes=frozenset(DTYPES))
-def labelled_lse_forward(rows: LabelledPairs, scale: float, normalized: bool) -> Tensor:
+def labelled_lse_forward(rows: LabelledPairs, bounded: bool) -> Tensor:
+    if not math.isfinite(rows.scale):  # a tensor that could not be looked at before
+        return reference_labelled_lse.labelled_lse_forward(rows, bounded)
     sides = _LabelledSides(rows)
     lse = torch.empty(rows.labels.shape, dtype=torch.float32)
     workspace, size = sides.workspace("labelled_lse", _constant["AK_FORWARD"])
     status = _kernels().ak_cpu_labelled_lse_forward(
-        sides.anchors, sides.keys, sides.dim, scale, sides.relation, sides.allow_bfloat16,
+        sides.anchors, sides.keys, sides.dim, rows.scale, sides.relation, sides.allow_bfloat16,
         lse.data_ptr(), sides.threads, workspace.data_ptr(), size,
     )  # fmt: skip
     _check(status, "labelled_lse")
@@ -325,33 +339,39 @@ def labelled_lse_forward(rows: LabelledPairs, scale: float, normalized: bool) ->
 @register("labelled_lse_backward", backend="cpu", dtypes=frozenset(DTYPES))
 def labelled_lse_backward(
     rows: LabelledPairs,
-    scale: float,
-    normalized: bool,
+    bounded: bool,
     grad_lse: Tensor,
     lse: Tensor,
     need_anchors: bool,
     need_keys: bool,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    sides = _LabelledSides(rows)
+    if not math.isfinite(rows.scale):
+        return reference_labelled_lse.labelled_lse_backward(
+            rows, bounded, grad_lse, lse, need_anchors, need_keys, dtype
+        )
+    sides = _LabelledSides(_in_dtype(rows, dtype))
     grad_lse, lse = grad_lse.float().contiguous(), lse.contiguous()
     passes, gradients, places = sides.gradients(need_anchors, need_keys)
     workspace, size = sides.workspace("labelled_lse", passes)
     status = _kernels().ak_cpu_labelled_lse_backward(
-        sides.anchors, sides.keys, sides.dim, scale, sides.relation, sides.allow_bfloat16,
+        sides.anchors, sides.keys, sides.dim, rows.scale, sides.relation, sides.allow_bfloat16,
         grad_lse.data_ptr(), lse.data_ptr(), *places, sides.threads, workspace.data_ptr(), size,
     )  # fmt: skip
     _check(status, "labelled_lse backward")
-    return gradients[0], gradients[1]
+    return gradients
 
 
 @register("pairwise_softplus_forward", backend="cpu", dtypes=frozenset(DTYPES))
-def pairwise_softplus_forward(rows: LabelledPairs, offsets: Tensor, scale: float) -> Tensor:
+def pairwise_softplus_forward(rows: LabelledPairs, offsets: Tensor) -> Tensor:
+    if not math.isfinite(rows.scale):
+        return reference_softplus.pairwise_softplus_forward(rows, offsets)
     sides = _LabelledSides(rows)
     offsets = offsets.contiguous()
     values = torch.empty(offsets.shape, dtype=torch.float32)
     workspace, size = sides.workspace("pairwise_softplus", _constant["AK_FORWARD"])
     status = _kernels().ak_cpu_pairwise_softplus_forward(
-        sides.anchors, sides.keys, sides.dim, scale, sides.relation, sides.allow_bfloat16,
+        sides.anchors, sides.keys, sides.dim, rows.scale, sides.relation, sides.allow_bfloat16,
         offsets.data_ptr(), values.data_ptr(), sides.threads, workspace.data_ptr(), size,
     )  # fmt: skip
     _check(status, "pairwise_softplus")
@@ -362,25 +382,30 @@ def pairwise_softplus_forward(rows: LabelledPairs, offsets: Tensor, scale: float
 def pairwise_softplus_backward(
     rows: LabelledPairs,
     offsets: Tensor,
-    scale: float,
     grad: Tensor,
     need_anchors: bool,
     need_keys: bool,
     need_offsets: bool,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    sides = _LabelledSides(rows)
+    if not math.isfinite(rows.scale):
+        return reference_softplus.pairwise_softplus_backward(
+            rows, offsets, grad, need_anchors, need_keys, need_offsets, dtype
+        )
+    sides = _LabelledSides(_in_dtype(rows, dtype))
     offsets, grad = offsets.contiguous(), grad.float().contiguous()
     passes, gradients, places = sides.gradients(need_anchors, need_keys)
+    passes += _constant["AK_GRAD_OFFSETS"] * need_offsets
     grad_offsets = torch.empty(offsets.shape if need_offsets else (0,), dtype=torch.float32)
     workspace, size = sides.workspace("pairwise_softplus", passes)
     status = _kernels().ak_cpu_pairwise_softplus_backward(
-        sides.anchors, sides.keys, sides.dim, scale, sides.relation, sides.allow_bfloat16,
+        sides.anchors, sides.keys, sides.dim, rows.scale, sides.relation, sides.allow_bfloat16,
         offsets.data_ptr(), grad.data_ptr(), *places,
         grad_offsets.data_ptr() if need_offsets else None,
         sides.threads, workspace.data_ptr(), size,
     )  # fmt: skip
     _check(status, "pairwise_softplus backward")
-    return gradients[0], gradients[1], grad_offsets
+    return *gradients, grad_offsets
 
 
 def _describe_map(features: Tensor) -> ctypes.Structure:

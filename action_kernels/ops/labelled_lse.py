@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from action_kernels.ops import checks, declare, registry
-from action_kernels.ops.pairwise_lse import accumulation_dtype
+from action_kernels.ops import declare, registry
+from action_kernels.ops.pairwise_lse import Needs, accumulation_dtype, is_bounded
 from action_kernels.ops.relation import LabelledPairs, labelled_pairs
 
 
@@ -18,7 +18,7 @@ def labelled_lse(
     *,
     labels: Tensor,
     key_labels: Tensor | None = None,
-    scale: float,
+    scale: float | Tensor,
     relation: str,
     normalized: bool = False,
 ) -> Tensor:
@@ -35,95 +35,86 @@ def labelled_lse(
         keys: (m, d) of the same dtype and device, or None.
         labels: (n,) int64, the anchors' classes.
         key_labels: (m,) int64; with `keys`.
-        scale: 1 / temperature, > 0.
+        scale: 1 / temperature, > 0: a number, or a 0-d tensor of any floating dtype, on the anchors'
+            device or the CPU, which gets a gradient if it asks for one.
         relation: ``"same"`` or ``"different"``.
         normalized: promise that all rows that take part have norm 1, which lets a backend choose a
             fixed shift without looking.
 
     Returns:
-        (n,) float32, or float64 for float64 anchors. Differentiable once, with respect to anchors and
-        keys; memory O((n + m) · d), no n × m matrix.
+        (n,) float32, or float64 for float64 anchors. Differentiable once, with respect to anchors, keys
+        and scale; memory O((n + m) · d), no n × m matrix.
 
     Raises:
         TypeError, ValueError: a dtype, shape, device, scale or relation does not fit; the message
             names it.
     """
-    rows = labelled_pairs(anchors, keys, labels, key_labels, relation)
-    checks.check_positive("scale", scale)
-    return _forward(rows, float(scale), normalized)
+    pairs = labelled_pairs(anchors, keys, labels, key_labels, relation, scale)
+    return _forward(pairs, normalized and is_bounded(scale))
 
 
 @declare.op("labelled_lse")
-def _forward(rows: LabelledPairs, scale: float, normalized: bool) -> Tensor:
-    """lse (n,) in the dtype of sums."""
-    lse: Tensor = registry.resolve("labelled_lse_forward", rows.anchors)(rows, scale, normalized)
+def _forward(pairs: LabelledPairs, bounded: bool) -> Tensor:
+    """lse (n,) in the dtype of sums. `bounded`: as in `PairwiseCall`."""
+    kernel = registry.resolve("labelled_lse_forward", pairs.anchors)
+    lse: Tensor = kernel(pairs.for_a_kernel(), bounded)
     return lse
 
 
 @_forward.fake
-def _(rows: LabelledPairs, scale: float, normalized: bool) -> Tensor:
-    anchors = rows.anchors
+def _(pairs: LabelledPairs, bounded: bool) -> Tensor:
+    anchors = pairs.anchors
     dtype = accumulation_dtype(anchors.dtype)
     return torch.empty(anchors.shape[0], dtype=dtype, device=anchors.device)
 
 
 @declare.op("labelled_lse_backward")
 def _backward(
-    rows: LabelledPairs,
-    scale: float,
-    normalized: bool,
-    grad_lse: Tensor,
-    lse: Tensor,
-    need_anchors: bool,
-    need_keys: bool,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of anchors and keys, in their dtype; an empty tensor for one not asked for.
+    pairs: LabelledPairs, bounded: bool, grad_lse: Tensor, lse: Tensor, needs: Needs
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of anchors, keys and scale, in their dtype; an empty tensor for one not asked for.
 
     Without keys the anchors' gradient holds both of their parts, as in `pairwise_lse`.
     """
-    kernel = registry.resolve("labelled_lse_backward", rows.anchors)
-    gradients: tuple[Tensor, Tensor] = kernel(
-        rows, scale, normalized, grad_lse, lse, need_anchors, need_keys
-    )
-    return gradients
+    kernel = registry.resolve("labelled_lse_backward", pairs.anchors)
+    grad_anchors, grad_keys = kernel(
+        pairs.for_a_kernel(), bounded, grad_lse, lse, needs.need_anchors or needs.need_scale,
+        needs.need_keys, pairs.gradient_dtype(needs),
+    )  # fmt: skip
+    return pairs.rounded(grad_anchors, grad_keys, needs)
 
 
 @_backward.fake
 def _(
-    rows: LabelledPairs,
-    scale: float,
-    normalized: bool,
-    grad_lse: Tensor,
-    lse: Tensor,
-    need_anchors: bool,
-    need_keys: bool,
-) -> tuple[Tensor, Tensor]:
-    return rows.empty_gradients(need_anchors, need_keys)
+    pairs: LabelledPairs, bounded: bool, grad_lse: Tensor, lse: Tensor, needs: Needs
+) -> tuple[Tensor, Tensor, Tensor]:
+    return pairs.fake_gradients(needs)
 
 
 @_forward.differentiable
 class _Differentiable(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        *rows, scale, normalized = arguments
+        *rows, bounded = arguments
+        pairs = LabelledPairs(*rows)
         lse: Tensor = _forward.below_autograd(*arguments)
-        ctx.save_for_backward(*rows[:4], lse)
-        ctx.relation, ctx.scale, ctx.normalized = rows[4], scale, normalized
+        ctx.save_for_backward(
+            pairs.anchors, pairs.keys, pairs.labels, pairs.key_labels, pairs.scale_tensor, lse
+        )
+        ctx.relation, ctx.scale, ctx.bounded = pairs.relation, pairs.scale, bounded
         return lse
 
     @staticmethod
     def backward(ctx: Any, grad_lse: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        *tensors, lse = ctx.saved_tensors
-        need_anchors, need_keys = ctx.needs_input_grad[:2]
-        grad_anchors, grad_keys = _backward(
-            LabelledPairs(*tensors, ctx.relation), ctx.scale, ctx.normalized, grad_lse, lse,
-            need_anchors, need_keys,
-        )  # fmt: skip
-        return (
-            grad_anchors if need_anchors else None,
-            grad_keys if need_keys else None,
-            None, None, None, None, None,
-        )  # fmt: skip
+        *tensors, scale_tensor, lse = ctx.saved_tensors
+        pairs = LabelledPairs(*tensors, ctx.relation, ctx.scale, scale_tensor)
+        wanted = ctx.needs_input_grad
+        needs = Needs(wanted[0], wanted[1], wanted[6])
+        gradients = _backward(pairs, ctx.bounded, grad_lse, lse, needs)
+        grad_anchors, grad_keys, grad_scale = (
+            gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)
+        )
+        return grad_anchors, grad_keys, None, None, None, None, grad_scale, None
 
 
 _backward.without_second_derivative(of="labelled_lse")

@@ -19,7 +19,7 @@ def pairwise_softplus(
     labels: Tensor,
     key_labels: Tensor | None = None,
     offsets: Tensor,
-    scale: float,
+    scale: float | Tensor,
     relation: str,
 ) -> Tensor:
     """``f_i = Σ_j log(1 + exp(o_i ∓ scale · anchors_i · keys_j))``, without the n × m matrix.
@@ -39,19 +39,19 @@ def pairwise_softplus(
         labels: (n,) int64, the anchors' classes.
         key_labels: (m,) int64; with `keys`.
         offsets: (n,) o_i, of the dtype of the result.
-        scale: 1 / temperature, > 0.
+        scale: 1 / temperature, > 0: a number, or a 0-d tensor of any floating dtype, on the anchors'
+            device or the CPU, which gets a gradient if it asks for one.
         relation: ``"same"`` or ``"different"``.
 
     Returns:
         (n,) float32, or float64 for float64 anchors. Differentiable once, with respect to anchors,
-        keys and offsets; memory O((n + m) · d).
+        keys, offsets and scale; memory O((n + m) · d).
 
     Raises:
         TypeError, ValueError: a dtype, shape, device, scale or relation does not fit; the message
             names it.
     """
-    rows = labelled_pairs(anchors, keys, labels, key_labels, relation)
-    checks.check_positive("scale", scale)
+    pairs = labelled_pairs(anchors, keys, labels, key_labels, relation, scale)
     checks.check_floating("offsets", offsets)
     checks.check_shape("offsets", offsets, labels.shape)
     checks.check_same_device(anchors=anchors, offsets=offsets)
@@ -60,82 +60,72 @@ def pairwise_softplus(
         raise TypeError(
             f"offsets must be {expected} for {anchors.dtype} anchors, got {offsets.dtype}"
         )
-    return _forward(rows, offsets, float(scale))
+    return _forward(pairs, offsets)
 
 
 @declare.op("pairwise_softplus")
-def _forward(rows: LabelledPairs, offsets: Tensor, scale: float) -> Tensor:
+def _forward(pairs: LabelledPairs, offsets: Tensor) -> Tensor:
     """Sums (n,) in the dtype of the offsets."""
-    values: Tensor = registry.resolve("pairwise_softplus_forward", rows.anchors)(
-        rows, offsets, scale
-    )
+    kernel = registry.resolve("pairwise_softplus_forward", pairs.anchors)
+    values: Tensor = kernel(pairs.for_a_kernel(), offsets)
     return values
 
 
 @_forward.fake
-def _(rows: LabelledPairs, offsets: Tensor, scale: float) -> Tensor:
+def _(pairs: LabelledPairs, offsets: Tensor) -> Tensor:
     return torch.empty(offsets.shape, dtype=offsets.dtype, device=offsets.device)
 
 
 @declare.op("pairwise_softplus_backward")
 def _backward(
-    rows: LabelledPairs,
-    offsets: Tensor,
-    scale: float,
-    grad: Tensor,
-    need_anchors: bool,
-    need_keys: bool,
-    need_offsets: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of anchors, keys and offsets; an empty tensor for one not asked for.
+    pairs: LabelledPairs, offsets: Tensor, grad: Tensor, needs: Needs, need_offsets: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of anchors, keys, scale and offsets; an empty tensor for one not asked for.
 
     Without keys the anchors' gradient holds both of their parts:
     ``∓ scale · Σ_j (g_i σ_ij + g_j σ_ji) a_j``. That of the offsets is ``g_i Σ_j σ_ij``.
     """
-    kernel = registry.resolve("pairwise_softplus_backward", rows.anchors)
-    gradients: tuple[Tensor, Tensor, Tensor] = kernel(
-        rows, offsets, scale, grad, need_anchors, need_keys, need_offsets
-    )
-    return gradients
+    kernel = registry.resolve("pairwise_softplus_backward", pairs.anchors)
+    grad_anchors, grad_keys, grad_offsets = kernel(
+        pairs.for_a_kernel(), offsets, grad, needs.need_anchors or needs.need_scale,
+        needs.need_keys, need_offsets, pairs.gradient_dtype(needs),
+    )  # fmt: skip
+    return *pairs.rounded(grad_anchors, grad_keys, needs), grad_offsets
 
 
 @_backward.fake
 def _(
-    rows: LabelledPairs,
-    offsets: Tensor,
-    scale: float,
-    grad: Tensor,
-    need_anchors: bool,
-    need_keys: bool,
-    need_offsets: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    grad_anchors, grad_keys = rows.empty_gradients(need_anchors, need_keys)
-    return grad_anchors, grad_keys, torch.empty(
-        offsets.shape if need_offsets else (0,), dtype=offsets.dtype, device=offsets.device
-    )  # fmt: skip
+    pairs: LabelledPairs, offsets: Tensor, grad: Tensor, needs: Needs, need_offsets: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    shape = offsets.shape if need_offsets else (0,)
+    grad_offsets = torch.empty(shape, dtype=offsets.dtype, device=offsets.device)
+    return *pairs.fake_gradients(needs), grad_offsets
 
 
 @_forward.differentiable
 class _Differentiable(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        *rows, offsets, scale = arguments
-        ctx.save_for_backward(*rows[:4], offsets)
-        ctx.relation, ctx.scale = rows[4], scale
+        *rows, offsets = arguments
+        pairs = LabelledPairs(*rows)
+        ctx.save_for_backward(
+            pairs.anchors, pairs.keys, pairs.labels, pairs.key_labels, pairs.scale_tensor, offsets
+        )
+        ctx.relation, ctx.scale = pairs.relation, pairs.scale
         return _forward.below_autograd(*arguments)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        *tensors, offsets = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        need = needs[0], needs[1], needs[5]
-        gradients = _backward(
-            LabelledPairs(*tensors, ctx.relation), offsets, ctx.scale, grad, *need
+        *tensors, scale_tensor, offsets = ctx.saved_tensors
+        pairs = LabelledPairs(*tensors, ctx.relation, ctx.scale, scale_tensor)
+        wanted = ctx.needs_input_grad
+        needs = Needs(wanted[0], wanted[1], wanted[6])
+        gradients = _backward(pairs, offsets, grad, needs, wanted[7])
+        grad_anchors, grad_keys, grad_scale, grad_offsets = (
+            gradient if needed else None
+            for gradient, needed in zip(gradients, (*needs, wanted[7]), strict=True)
         )
-        grad_anchors, grad_keys, grad_offsets = (
-            gradient if needed else None for gradient, needed in zip(gradients, need, strict=True)
-        )
-        return grad_anchors, grad_keys, None, None, None, grad_offsets, None
+        return grad_anchors, grad_keys, None, None, None, None, grad_scale, grad_offsets
 
 
 _backward.without_second_derivative(of="pairwise_softplus")

@@ -9,9 +9,10 @@ import torch
 from labelled import PATTERNS, Scene, compare, labels_of
 from support import relative_error
 
-from action_kernels.backends.triton import tuning
+from action_kernels.backends.triton import labelled_pairs, tuning
 from action_kernels.backends.triton.classes import ByClass, relate
 from action_kernels.ops import labelled_lse, pairwise_softplus
+from action_kernels.ops.relation import LabelledPairs
 
 RELATIONS = ("same", "different")
 # In the interpreter tiles are 16×16 forward and 32×16 backward; on a GPU up to 128.
@@ -52,6 +53,50 @@ def test_unit_rows_by_a_fixed_shift(device):
     ours, exact = scene.to(torch.float32, device).lse(promised), scene.to(torch.float64).lse()
     for found, expected in zip(ours, exact, strict=True):
         assert relative_error(found.cpu(), expected) < 1e-6
+    half = scene.to(torch.float16)  # whose weights would leave float16
+    ours, exact = half.to(torch.float16, device).lse(promised), half.to(torch.float64).lse()
+    for found, expected in zip(ours, exact, strict=True):
+        assert relative_error(found.cpu(), expected) < 2e-3
+
+
+@pytest.mark.parametrize("m", [None, 30])
+def test_a_scale_that_is_a_tensor_on_the_device(device, m):
+    """Read by the kernels; in the interpreter, where it lies on the CPU, by the op."""
+    for relation in RELATIONS:
+        plain = Scene.make(40, m, 16, "two classes", relation)
+        rows = plain.to(torch.float32, device)
+        scale = torch.tensor(10.0, device=device)
+        pairs = LabelledPairs(
+            rows.anchors, rows.keys, rows.labels, rows.key_labels, relation, 1.0, scale
+        )
+        number = pairs._replace(scale=10.0, scale_tensor=None)
+        grad = torch.rand(40, device=device)
+        needs = True, m is not None
+        lse = labelled_pairs.labelled_lse_forward(number, False)
+        for found, expected in zip(
+            (
+                labelled_pairs.labelled_lse_forward(pairs, False),
+                labelled_pairs.pairwise_softplus_forward(pairs, rows.offsets),
+                *labelled_pairs.labelled_lse_backward(
+                    pairs, False, grad, lse, *needs, torch.float32
+                ),
+                *labelled_pairs.pairwise_softplus_backward(
+                    pairs, rows.offsets, grad, *needs, True, torch.float32
+                ),
+            ),
+            (
+                lse,
+                labelled_pairs.pairwise_softplus_forward(number, rows.offsets),
+                *labelled_pairs.labelled_lse_backward(
+                    number, False, grad, lse, *needs, torch.float32
+                ),
+                *labelled_pairs.pairwise_softplus_backward(
+                    number, rows.offsets, grad, *needs, True, torch.float32
+                ),
+            ),
+            strict=True,
+        ):
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("parts", [1, 2])

@@ -13,9 +13,9 @@ class Pairs:
     """Anchors and keys in the dtype of sums, zero where left out, and which pairs of them count."""
 
     def __init__(self, rows: LabelledPairs) -> None:
+        self.scale = rows.factor()
         self.relation = rows.relation
         self.symmetric = rows.keys is None
-        self.dtype = rows.anchors.dtype
         self.labels = rows.labels
         self.key_labels = rows.labels if rows.key_labels is None else rows.key_labels
         self.anchors = clean(rows.anchors, rows.labels >= 0)
@@ -27,9 +27,9 @@ class Pairs:
     def shape(self) -> tuple[int, int]:
         return self.anchors.shape[0], self.keys.shape[0]
 
-    def scores(self, chunk: slice, scale: float) -> Tensor:
+    def scores(self, chunk: slice) -> Tensor:
         """scale · anchors · keys of the chunk's anchors."""
-        return self.anchors[chunk] @ self.keys.T * scale
+        return (self.anchors[chunk] @ self.keys.T * self.scale).to(self.anchors.dtype)
 
     def counts(self, chunk: slice) -> Tensor:
         """(chunk, m) bool."""
@@ -59,9 +59,11 @@ class Gradients:
         if need_keys or self.pairs.symmetric:
             self.keys.addmm_(weights.T, self.pairs.anchors[chunk])
 
-    def results(self, need_anchors: bool, need_keys: bool) -> tuple[Tensor, Tensor]:
-        """In the rows' dtype; an empty tensor for one not asked for."""
+    def results(
+        self, need_anchors: bool, need_keys: bool, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """In `dtype`; an empty tensor for one not asked for."""
         nothing = self.anchors.new_empty(0)
         anchors = self.anchors + self.keys if self.pairs.symmetric else self.anchors
         results = (anchors if need_anchors else nothing, self.keys if need_keys else nothing)
-        return results[0].to(self.pairs.dtype), results[1].to(self.pairs.dtype)
+        return results[0].to(dtype), results[1].to(dtype)

@@ -40,7 +40,7 @@ from action_kernels.ops.relation import LabelledPairs
 DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
 LOG2_E = math.log2(math.e)
 LARGEST_PARTIAL = 32 << 20  # bytes of partial gradients, where few rows leave processors idle
-LARGEST_FIXED_EXPONENT = 63.0  # 2^±63: products of two and sums of 2^40 stay within float32
+MOST_SIGMOIDS = 4096  # in a tile of registers, by eight warps
 LARGEST_HALF = 16384.0  # of float16 weights: the sum of two stays below 65504
 
 
@@ -58,6 +58,7 @@ def _forward_kernel(
     key_count,
     splits,
     multiplier,
+    scale_tensor,  # (1,), another factor of it, if SCALED
     DIM: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
@@ -65,8 +66,11 @@ def _forward_kernel(
     SAME: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     FIXED: tl.constexpr,
+    SCALED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
+    if SCALED:
+        multiplier *= tl.load(scale_tensor).to(tl.float32)
     block = tl.program_id(0)
     split = tl.program_id(1)
     start = block * ROWS
@@ -143,6 +147,7 @@ def _backward_kernel(
     other_count,
     splits,
     multiplier,
+    scale_tensor,  # (1,), another factor of it, if SCALED
     COLUMNS: tl.constexpr,
     DIM: tl.constexpr,
     ROWS: tl.constexpr,
@@ -152,10 +157,13 @@ def _backward_kernel(
     SAME: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     FIXED: tl.constexpr,
+    SCALED: tl.constexpr,
     SUMS: tl.constexpr,
     PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
+    if SCALED:
+        multiplier *= tl.load(scale_tensor).to(tl.float32)
     SELF: tl.constexpr = OWN_TERM and OTHER_TERM
     WIDTH: tl.constexpr = DIM // PARTS
     block = tl.program_id(0)
@@ -252,25 +260,32 @@ class _Side:
 
 @dataclass(frozen=True)
 class _Form:
-    """How the kernels are compiled and what they multiply products of rows by."""
+    """How the kernels are compiled."""
 
     same: bool
     softplus: bool
     fixed: bool
-    multiplier: float
+    scaled: bool
+
+    @staticmethod
+    def of(rows: LabelledPairs, softplus: bool, fixed: bool = False) -> _Form:
+        return _Form(rows.relation == "same", softplus, fixed, rows.scale_tensor is not None)
 
     def constants(self) -> dict[str, bool]:
-        return {"SAME": self.same, "SOFTPLUS": self.softplus, "FIXED": self.fixed}
+        return {
+            "SAME": self.same,
+            "SOFTPLUS": self.softplus,
+            "FIXED": self.fixed,
+            "SCALED": self.scaled,
+        }
 
+    def slope(self, scale: float) -> float:
+        """Of a pair's exponent in the product of its rows."""
+        return -scale if self.softplus and self.same else scale
 
-def _lse_form(rows: LabelledPairs, scale: float, normalized: bool) -> _Form:
-    fixed = normalized and scale * LOG2_E <= LARGEST_FIXED_EXPONENT
-    return _Form(rows.relation == "same", False, fixed, scale * LOG2_E if fixed else scale)
-
-
-def _softplus_form(rows: LabelledPairs, scale: float) -> _Form:
-    same = rows.relation == "same"
-    return _Form(same, True, False, -scale if same else scale)
+    def multiplier(self, scale: float) -> float:
+        """The same in the units of the kernel's exponential."""
+        return scale * LOG2_E if self.fixed else self.slope(scale)
 
 
 def _sides(rows: LabelledPairs) -> tuple[_Side, _Side]:
@@ -286,7 +301,7 @@ def _values(rows: LabelledPairs, form: _Form, offsets: Tensor | None) -> Tensor:
     anchors, keys = _sides(rows)
 
     def run(tiles: tuning.Tiles) -> Tensor:
-        return _sum_pairs(anchors, keys, form, offsets, tiles)
+        return _sum_pairs(rows, anchors, keys, form, offsets, tiles)
 
     candidates = tuning.forward_candidates(*tiling_of(rows.anchors))
     key = ("labelled_pairs", form, len(rows.anchors).bit_length(), *tiling_of(rows.anchors))
@@ -294,7 +309,12 @@ def _values(rows: LabelledPairs, form: _Form, offsets: Tensor | None) -> Tensor:
 
 
 def _sum_pairs(
-    anchors: _Side, keys: _Side, form: _Form, offsets: Tensor | None, tiles: tuning.Tiles
+    rows: LabelledPairs,
+    anchors: _Side,
+    keys: _Side,
+    form: _Form,
+    offsets: Tensor | None,
+    tiles: tuning.Tiles,
 ) -> Tensor:
     a = anchors.classes.rows(anchors.values, tiles.rows)
     k = a if keys is anchors else keys.classes.rows(keys.values, tiles.keys)
@@ -317,7 +337,8 @@ def _sum_pairs(
         count,
         len(keys.values),
         splits,
-        form.multiplier,
+        form.multiplier(rows.scale),
+        rows.scale_tensor,
         DIM=a.shape[1],
         ROWS=tiles.rows,
         KEYS=tiles.keys,
@@ -328,23 +349,43 @@ def _sum_pairs(
     return result
 
 
+@dataclass(frozen=True)
+class _Weighing:
+    """A backward pass: the factors of its weighted sums of rows, and the dtype that these are asked in."""
+
+    form: _Form
+    multiplier: float
+    scale_tensor: Tensor | None
+    unit: Tensor  # (1,) of the weights, times what products of rows are multiplied by
+    dtype: torch.dtype
+
+
 def _gradient(
-    own: _Side, other: _Side, form: _Form, scale: float, with_sums: bool
+    weighing: _Weighing, own: _Side, other: _Side, with_sums: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradient of the `own` rows, and Σ σ of each if asked for (else nothing)."""
 
     def run(tiles: tuning.Tiles) -> tuple[Tensor, Tensor]:
-        return _weigh_pairs(own, other, form, scale, with_sums, tiles)
+        return _weigh_pairs(weighing, own, other, with_sums, tiles)
 
-    candidates = tuning.backward_candidates(*tiling_of(own.values))
-    key = ("labelled_pairs backward", form, len(own.values).bit_length(), *tiling_of(own.values))
+    form, rows = weighing.form, own.values
+    candidates = _backward_candidates(rows, form, own is other)
+    key = ("labelled_pairs backward", form, len(rows).bit_length(), *tiling_of(rows))
     return run(tuning.choose(key, candidates, run))
 
 
+def _backward_candidates(rows: Tensor, form: _Form, self_: bool) -> list[tuning.Tiles]:
+    """Where mma.sync keeps a tile's scores in registers, two sigmoids of each leave room for fewer."""
+    candidates = tuning.backward_candidates(*tiling_of(rows))
+    if not (form.softplus and self_) or target_of(rows).warp_group_products:
+        return candidates
+    return [tiles for tiles in candidates if tiles.rows * tiles.keys <= MOST_SIGMOIDS]
+
+
 def _weigh_pairs(
-    own: _Side, other: _Side, form: _Form, scale: float, with_sums: bool, tiles: tuning.Tiles
+    weighing: _Weighing, own: _Side, other: _Side, with_sums: bool, tiles: tuning.Tiles
 ) -> tuple[Tensor, Tensor]:
-    values = own.values
+    values, form = own.values, weighing.form
     a = own.classes.rows(values, tiles.rows)
     b = a if own is other else other.classes.rows(other.values, tiles.keys)
     relation = relate(own.classes, other.classes, form.same, tiles)
@@ -358,15 +399,8 @@ def _weigh_pairs(
     splits = tuning.splits(blocks * tiles.parts, len(b) // tiles.keys, processors, most)
     shape = (splits, count) if with_sums else (0,)
     sums = torch.empty(shape, dtype=torch.float32, device=values.device)
-    partial = torch.empty(
-        (splits, count, dim), dtype=values.dtype if splits == 1 else torch.float32, device=a.device
-    )
-    weight = own_weight if own_weight is not None else other_weight
-    assert weight is not None
-    unit = _unit(weight, values.dtype)
-    if values.dtype == torch.float16:
-        own_weight = None if own_weight is None else own_weight / unit
-        other_weight = None if other_weight is None else other_weight / unit
+    dtype = weighing.dtype if splits == 1 else torch.float32
+    partial = torch.empty((splits, count, dim), dtype=dtype, device=a.device)
     launch(
         _backward_kernel,
         (blocks, splits, tiles.parts),
@@ -381,13 +415,14 @@ def _weigh_pairs(
         own_weight,
         other_shift,
         other_weight,
-        unit * (-scale if form.softplus and form.same else scale),
+        weighing.unit,
         partial,
         sums if with_sums else None,
         count,
         len(other.values),
         splits,
-        form.multiplier,
+        weighing.multiplier,
+        weighing.scale_tensor,
         COLUMNS=dim,
         DIM=a.shape[1],
         ROWS=tiles.rows,
@@ -399,106 +434,109 @@ def _weigh_pairs(
         PRECISION=product_precision(a),
         **form.constants(),
     )
-    gradient = partial[0] if splits == 1 else partial.sum(0).to(values.dtype)
+    gradient = partial[0] if splits == 1 else partial.sum(0).to(weighing.dtype)
     return gradient, sums.sum(0)
 
 
-def _unit(weights: Tensor, dtype: torch.dtype) -> Tensor:
+def _unit(rows: LabelledPairs, grad: Tensor) -> Tensor:
     """(1,) what weights are counted in: for float16 such that the largest is `LARGEST_HALF`."""
-    if dtype != torch.float16:
-        return torch.ones(1, dtype=torch.float32, device=weights.device)
-    return weights.abs().amax(0, keepdim=True).clamp(min=1e-30) / LARGEST_HALF
+    if rows.anchors.dtype != torch.float16:
+        return torch.ones(1, dtype=torch.float32, device=grad.device)
+    peak = grad.where(rows.labels >= 0, 0).abs().amax(0, keepdim=True)
+    return peak.clamp(min=1e-30) / LARGEST_HALF
 
 
 def _gradients(
     rows: LabelledPairs,
     form: _Form,
-    scale: float,
     shift: Tensor,
     weight: Tensor,
-    need_anchors: bool,
-    need_keys: bool,
-    need_sums: bool,
+    unit: Tensor,
+    needs: tuple[bool, bool, bool],
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of anchors and keys, and the anchors' Σ σ; nothing for what is not asked for."""
+    need_anchors, need_keys, need_sums = needs
     anchors, keys = _sides(rows)
     self_ = keys is anchors
     anchors = _Side(anchors.values, anchors.classes, shift, weight)
-    nothing = torch.empty(0, dtype=rows.anchors.dtype, device=rows.anchors.device)
+    factor = unit * form.slope(rows.scale)
+    if rows.scale_tensor is not None:
+        factor = factor * rows.scale_tensor.float()
+    multiplier = form.multiplier(rows.scale)
+    weighing = _Weighing(form, multiplier, rows.scale_tensor, factor, dtype)
+    nothing = torch.empty(0, dtype=dtype, device=rows.anchors.device)
     grad_anchors, grad_keys, sums = nothing, nothing.clone(), nothing.float()
     if need_anchors or need_sums:
-        grad_anchors, sums = _gradient(anchors, anchors if self_ else keys, form, scale, need_sums)
+        grad_anchors, sums = _gradient(weighing, anchors, anchors if self_ else keys, need_sums)
     if need_keys and not self_:
-        grad_keys, _ = _gradient(keys, anchors, form, scale, with_sums=False)
+        grad_keys, _ = _gradient(weighing, keys, anchors, with_sums=False)
     return grad_anchors if need_anchors else nothing, grad_keys, sums
 
 
-def _nothing_to_do(rows: LabelledPairs) -> bool:
-    """Whether there is no pair, or rows are wider than a kernel takes: left to the reference."""
+def _is_left_to_the_reference(rows: LabelledPairs) -> bool:
+    """There is no pair, or rows are wider than a kernel takes."""
     empty = rows.anchors.shape[0] == 0 or (rows.keys is not None and rows.keys.shape[0] == 0)
     return empty or not served(rows.anchors)
 
 
 @register("labelled_lse_forward", backend="triton", dtypes=DTYPES)
-def labelled_lse_forward(rows: LabelledPairs, scale: float, normalized: bool) -> Tensor:
-    if _nothing_to_do(rows):
-        return reference_lse.labelled_lse_forward(rows, scale, normalized)
-    parts = _values(rows, _lse_form(rows, scale, normalized), None)
+def labelled_lse_forward(rows: LabelledPairs, bounded: bool) -> Tensor:
+    if _is_left_to_the_reference(rows):
+        return reference_lse.labelled_lse_forward(rows, bounded)
+    parts = _values(rows, _Form.of(rows, softplus=False, fixed=bounded), None)
     return parts[0] if len(parts) == 1 else parts.logsumexp(0).where(rows.labels >= 0, 0)
 
 
 @register("labelled_lse_backward", backend="triton", dtypes=DTYPES)
 def labelled_lse_backward(
     rows: LabelledPairs,
-    scale: float,
-    normalized: bool,
+    bounded: bool,
     grad_lse: Tensor,
     lse: Tensor,
     need_anchors: bool,
     need_keys: bool,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    if _nothing_to_do(rows):
+    if _is_left_to_the_reference(rows):
         return reference_lse.labelled_lse_backward(
-            rows, scale, normalized, grad_lse, lse, need_anchors, need_keys
+            rows, bounded, grad_lse, lse, need_anchors, need_keys, dtype
         )
-    form = _lse_form(rows, scale, normalized and rows.keys is None)
+    form = _Form.of(rows, softplus=False, fixed=bounded and rows.keys is None)
     has_pair = lse != -torch.inf  # true for NaN, which is passed on
-    weight, shift = grad_lse.where(has_pair, 0), lse.where(has_pair, 0)
+    grad, shift = grad_lse.where(has_pair, 0), lse.where(has_pair, 0)
+    unit = _unit(rows, grad)
+    weight = grad / unit
     if form.fixed:
         weight = weight * (-shift).exp()
-    return _gradients(rows, form, scale, shift, weight, need_anchors, need_keys, False)[:2]
+    needs = need_anchors, need_keys, False
+    return _gradients(rows, form, shift, weight, unit, needs, dtype)[:2]
 
 
 @register("pairwise_softplus_forward", backend="triton", dtypes=DTYPES)
-def pairwise_softplus_forward(rows: LabelledPairs, offsets: Tensor, scale: float) -> Tensor:
-    if _nothing_to_do(rows):
-        return reference_softplus.pairwise_softplus_forward(rows, offsets, scale)
-    return _values(rows, _softplus_form(rows, scale), offsets).sum(0)
+def pairwise_softplus_forward(rows: LabelledPairs, offsets: Tensor) -> Tensor:
+    if _is_left_to_the_reference(rows):
+        return reference_softplus.pairwise_softplus_forward(rows, offsets)
+    return _values(rows, _Form.of(rows, softplus=True), offsets).sum(0)
 
 
 @register("pairwise_softplus_backward", backend="triton", dtypes=DTYPES)
 def pairwise_softplus_backward(
     rows: LabelledPairs,
     offsets: Tensor,
-    scale: float,
     grad: Tensor,
     need_anchors: bool,
     need_keys: bool,
     need_offsets: bool,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if _nothing_to_do(rows):
+    if _is_left_to_the_reference(rows):
         return reference_softplus.pairwise_softplus_backward(
-            rows, offsets, scale, grad, need_anchors, need_keys, need_offsets
+            rows, offsets, grad, need_anchors, need_keys, need_offsets, dtype
         )
-    *gradients, sums = _gradients(
-        rows,
-        _softplus_form(rows, scale),
-        scale,
-        offsets,
-        grad,
-        need_anchors,
-        need_keys,
-        need_offsets,
-    )
+    unit = _unit(rows, grad)
+    needs = need_anchors, need_keys, need_offsets
+    form = _Form.of(rows, softplus=True)
+    *gradients, sums = _gradients(rows, form, offsets, grad / unit, unit, needs, dtype)
     grad_offsets = (sums * grad).where(rows.labels >= 0, 0) if need_offsets else sums
     return gradients[0], gradients[1], grad_offsets
