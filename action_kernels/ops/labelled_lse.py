@@ -106,8 +106,10 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_lse: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        *tensors, scale_tensor, lse = ctx.saved_tensors
-        pairs = LabelledPairs(*tensors, ctx.relation, ctx.scale, scale_tensor)
+        anchors, keys, labels, key_labels, scale_tensor, lse = ctx.saved_tensors
+        pairs = LabelledPairs(
+            anchors, keys, labels, key_labels, ctx.relation, ctx.scale, scale_tensor
+        )
         wanted = ctx.needs_input_grad
         needs = Needs(wanted[0], wanted[1], wanted[6])
         gradients = _backward(pairs, ctx.bounded, grad_lse, lse, needs)

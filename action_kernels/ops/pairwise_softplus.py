@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from action_kernels.ops import checks, declare, registry
-from action_kernels.ops.pairwise_lse import accumulation_dtype
+from action_kernels.ops.pairwise_lse import Needs, accumulation_dtype
 from action_kernels.ops.relation import LabelledPairs, labelled_pairs
 
 
@@ -116,8 +116,10 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        *tensors, scale_tensor, offsets = ctx.saved_tensors
-        pairs = LabelledPairs(*tensors, ctx.relation, ctx.scale, scale_tensor)
+        anchors, keys, labels, key_labels, scale_tensor, offsets = ctx.saved_tensors
+        pairs = LabelledPairs(
+            anchors, keys, labels, key_labels, ctx.relation, ctx.scale, scale_tensor
+        )
         wanted = ctx.needs_input_grad
         needs = Needs(wanted[0], wanted[1], wanted[6])
         gradients = _backward(pairs, offsets, grad, needs, wanted[7])
