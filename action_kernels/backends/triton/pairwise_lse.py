@@ -31,7 +31,6 @@ from torch import Tensor
 from action_kernels.backends.reference import pairwise_lse as reference
 from action_kernels.backends.triton import tuning
 from action_kernels.backends.triton.device import (
-    Target,
     launch,
     product_precision,
     target_of,
@@ -42,6 +41,8 @@ from action_kernels.backends.triton.tiles import (
     gradient_terms,
     half_unit,
     load_rows,
+    served,
+    tiling_of,
     whole_tiles,
 )
 from action_kernels.ops.pairwise_lse import PairwiseCall
@@ -332,7 +333,7 @@ def pairwise_lse_forward(call: PairwiseCall, keep: bool) -> tuple[Tensor, None]:
     """Nothing is kept for the backward pass: computing a tile again is cheaper than a trip to memory."""
     anchors = call.anchors
     count = anchors.shape[0]
-    if not _served(anchors):
+    if not served(anchors):
         return reference.pairwise_lse_forward(call, keep)
     if count == 0:
         return anchors.new_empty(0, dtype=torch.float32), None
@@ -342,24 +343,14 @@ def pairwise_lse_forward(call: PairwiseCall, keep: bool) -> tuple[Tensor, None]:
 
     symmetric = _symmetric(call)
     rule = tuning.symmetric_candidates if symmetric else tuning.forward_candidates
-    candidates = rule(*_tiling_of(anchors))
-    key = ("pairwise_lse_forward", symmetric, count.bit_length(), *_tiling_of(anchors))
+    candidates = rule(*tiling_of(anchors))
+    key = ("pairwise_lse_forward", symmetric, count.bit_length(), *tiling_of(anchors))
     return run(tuning.choose(key, candidates, run)), None
 
 
 def _symmetric(call: PairwiseCall) -> bool:
     """Whether a tile serves its rows and, by atomic additions, its columns."""
     return call.keys is None and call.bounded and not torch.are_deterministic_algorithms_enabled()
-
-
-def _served(rows: Tensor) -> bool:
-    """Whether rows of this dim and precision fit a kernel; the reference takes the others."""
-    return rows.shape[1] <= tuning.largest_dim(rows.element_size(), product_precision(rows))
-
-
-def _tiling_of(rows: Tensor) -> tuple[Target, int, int, str]:
-    """What the rules of tiles go by."""
-    return target_of(rows), rows.shape[1], rows.element_size(), product_precision(rows)
 
 
 def _forward(call: PairwiseCall, tiles: tuning.Tiles) -> Tensor:
@@ -429,7 +420,7 @@ def pairwise_lse_backward(
     kept: None = None,
 ) -> tuple[Tensor, Tensor]:
     anchors, keys = call.anchors, call.keys
-    if not _served(anchors):
+    if not served(anchors):
         return reference.pairwise_lse_backward(call, grad_lse, lse, need_anchors, need_keys, dtype)
     a = _Rows(anchors, call.mask, lse, grad_lse.contiguous())
     nothing = torch.empty(0, dtype=dtype, device=anchors.device)
@@ -475,9 +466,9 @@ def _gradient(call: PairwiseCall, own: _Rows, other: _Rows, dtype: torch.dtype) 
     def run(tiles: tuning.Tiles) -> Tensor:
         return _weighted_sum(call, own, other, dtype, tiles)
 
-    candidates = tuning.backward_candidates(*_tiling_of(values))
+    candidates = tuning.backward_candidates(*tiling_of(values))
     count = values.shape[0].bit_length()
-    key = ("pairwise_lse_backward", own is other, count, *_tiling_of(values))
+    key = ("pairwise_lse_backward", own is other, count, *tiling_of(values))
     return run(tuning.choose(key, candidates, run))
 
 
