@@ -168,6 +168,8 @@ def telling_errors(
         except RuntimeError as error:
             if is_out_of_memory(error):
                 return told(out_of_memory(error), WRONG)
+            if "DataLoader worker" in str(error):
+                return told(f"{error}; fewer --num-workers need less memory", WRONG)
             raise
 
     return wrapper

@@ -21,7 +21,7 @@ class Interrupted(Exception):
 class StopRequest:
     """Turns the first Ctrl-C, SIGTERM or SIGHUP into a wish that the loop grants after its step.
 
-    A second one interrupts at once.
+    A second one interrupts at once. Signals that the process was started to ignore (``nohup``) stay ignored.
     """
 
     def __init__(self) -> None:
@@ -30,6 +30,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         for number in SIGNALS:
+            if signal.getsignal(number) is signal.SIG_IGN:
+                continue
             try:
                 self._previous[number] = signal.signal(number, self._ask)
             except ValueError:  # not in the main thread: the caller keeps its own way to stop

@@ -17,6 +17,7 @@ from trainer.conftest import TINY
 from action_kernels.trainer import cli
 from action_kernels.trainer.cli import main
 from action_kernels.trainer.errors import TrainerError
+from action_kernels.trainer.stopping import StopRequest
 
 
 def words(folder: Path, **changes) -> list[str]:
@@ -103,6 +104,20 @@ def test_a_pipe_that_closes_ends_without_a_traceback(tmp_path):
     assert (tmp_path / "pretrain" / "checkpoint.pt").exists()
 
 
+def test_signals_that_are_ignored_stay_ignored():
+    """A run under nohup goes on when its terminal closes."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.requested
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
@@ -111,6 +126,7 @@ def test_a_pipe_that_closes_ends_without_a_traceback(tmp_path):
         (PermissionError(13, "Permission denied", "a"), 2, "a: Permission denied"),
         (MemoryError(), 2, "out of memory"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried"), 2, "out of memory"),
+        (RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed."), 2, "fewer --num-workers"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (BrokenPipeError(), 141, ""),
     ],
