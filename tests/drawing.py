@@ -21,8 +21,6 @@ LABEL_DTYPES = (
 )  # fmt: skip
 IGNORE = (-1, -1, -1, 0, 1, 7, 255, 256, -100, -128, 1000, 2**31, -(2**40))
 
-NUMBERS_ONLY = True
-
 
 class Draw:
     """One random case: everything follows from the seed."""
@@ -56,7 +54,7 @@ class Draw:
         value = (
             10 ** self.random.uniform(-3, 3) if self.chance(0.5) else self.choice((0.07, 0.1, 1.0))
         )
-        if self.chance(0.5) or NUMBERS_ONLY:
+        if self.chance(0.5):
             return value, value
         own = self.choice((torch.float32, torch.float64, dtype))
         if own == torch.float16:

@@ -42,11 +42,12 @@ class Formula:
         return logits
 
     def reach(self) -> float:
-        """Σ |∂ result / ∂ s| · scale · ‖a‖ ‖b‖ over all logits: the result per relative error of a product."""
-        total = 0.0
+        """Σ |∂ result / ∂ s| · (1 + scale · ‖a‖ ‖b‖) over all logits: the result per error of rounding."""
+        total, scale = 0.0, float(self.scale.detach())
         for rows, others, logits, _ in self._used:
-            total += float(logits.grad.abs().sum()) * self._size(rows) * self._size(others)
-        return total * float(self.scale.detach())
+            size = scale * self._size(rows) * self._size(others)
+            total += float(logits.grad.abs().sum()) * (1 + size)  # 1: of the logarithm
+        return total
 
     def reach_of(self, name: str) -> Tensor:
         """(n,): the same for the gradient of every row of a leaf."""
