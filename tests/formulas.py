@@ -13,61 +13,77 @@ import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True)
+class Used:
+    """Logits of `rows` and `others` in one place of the formula: all pairs, or row i with row i."""
+
+    rows: str
+    others: str
+    logits: Tensor
+    pairs: bool
+    scale: float
+
+    def weights(self) -> Tensor:
+        """|∂ result / ∂ s|; 0 where the result does not depend on them."""
+        gradient = self.logits.grad
+        return torch.zeros_like(self.logits) if gradient is None else gradient.abs()
+
+
 @dataclass
 class Formula:
     """Leaves in float64, and the logits formed of them."""
 
     leaves: dict[str, Tensor]
     scale: Tensor  # () float64
-    _used: list[tuple[str, str | None, Tensor, bool]] = field(default_factory=list)
+    _used: list[Used] = field(default_factory=list)
 
     def logits(self, rows: str, others: str, scale: Tensor | None = None) -> Tensor:
         """s_ij = scale · rows_i · others_j, (n, m)."""
         scale = self.scale if scale is None else scale
         logits = self.leaves[rows] @ self.leaves[others].T * scale
-        return self._count(rows, others, logits, pairs=False)
+        return self._count(rows, others, logits, False, scale)
 
     def pair_logits(self, rows: str, others: str) -> Tensor:
         """scale · rows_i · others_i, (n,)."""
         first = self.leaves[rows]
         logits = (first * self.leaves[others][: len(first)]).sum(1) * self.scale
-        return self._count(rows, others, logits, pairs=True)
+        return self._count(rows, others, logits, True, self.scale)
 
-    def _count(self, rows: str, others: str, logits: Tensor, pairs: bool) -> Tensor:
-        if not logits.requires_grad:
-            logits = logits.requires_grad_()
+    def _count(self, rows: str, others: str, logits: Tensor, pairs: bool, scale: Tensor) -> Tensor:
         logits = logits * 1  # a place of its own in the graph for every use
         logits.retain_grad()
-        self._used.append((rows, others, logits, pairs))
+        self._used.append(Used(rows, others, logits, pairs, float(scale.detach())))
         return logits
 
     def reach(self) -> float:
         """Σ |∂ result / ∂ s| · (1 + scale · ‖a‖ ‖b‖) over all logits: the result per error of rounding."""
-        total, scale = 0.0, float(self.scale.detach())
-        for rows, others, logits, _ in self._used:
-            size = scale * self._size(rows) * self._size(others)
-            total += float(logits.grad.abs().sum()) * (1 + size)  # 1: of the logarithm
-        return total
+        return sum(
+            float(used.weights().sum()) * (1 + self._largest(used))  # 1: of the logarithm
+            for used in self._used
+        )
 
     def reach_of(self, name: str) -> Tensor:
         """(n,): the same for the gradient of every row of a leaf."""
         bound = torch.zeros(len(self.leaves[name]), dtype=torch.float64)
-        for rows, others, logits, pairs in self._used:
-            weights = logits.grad.abs()
-            if rows == name:
-                bound += (weights if pairs else weights.sum(1)) * self._size(others)
-            if others == name:
-                own = weights if pairs else weights.sum(0)
-                bound[: len(own)] += own * self._size(rows)
-        return bound * float(self.scale.detach())
+        for used in self._used:
+            weights = used.weights() * used.scale
+            if used.rows == name:
+                bound += (weights if used.pairs else weights.sum(1)) * self._size(used.others)
+            if used.others == name:
+                own = weights if used.pairs else weights.sum(0)
+                bound[: len(own)] += own * self._size(used.rows)
+        return bound
 
     def logit_size(self) -> float:
         """The largest |s| that there could be."""
-        sizes = [self._size(rows) * self._size(others) for rows, others, _, _ in self._used]
-        return max(sizes, default=0.0) * float(self.scale.detach())
+        return max((self._largest(used) for used in self._used), default=0.0)
 
     def largest_row(self) -> float:
-        return max((self._size(name) for used in self._used for name in used[:2]), default=0.0)
+        names = [name for used in self._used for name in (used.rows, used.others)]
+        return max((self._size(name) for name in names), default=0.0)
+
+    def _largest(self, used: Used) -> float:
+        return used.scale * self._size(used.rows) * self._size(used.others)
 
     def _size(self, name: str) -> float:
         rows = self.leaves[name].detach()

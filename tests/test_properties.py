@@ -49,7 +49,7 @@ class Case:
     normalize: bool = True
     parts: dict[str, Tensor | None] = field(default_factory=dict)  # rows of a tensor that take part
     raw: tuple[str, ...] = ()  # tensors taken as they are: no pixels, not normalised
-    detached: tuple[str, ...] = ()  # get no gradient by definition
+    temperature_name: str = "temperature"
 
     def __call__(self) -> Tensor:
         return self.function(**self.tensors, **self.options)
@@ -63,8 +63,10 @@ class Case:
         )
 
 
-def as_rows(tensor: Tensor) -> Tensor:
-    """(n, d) of rows or of a map."""
+def as_rows(case: Case, tensor: Tensor) -> Tensor:
+    """(n, d) of rows, of a map, or of the queries of every class."""
+    if case.function is action_kernels.anatomical_contrast_loss:
+        return tensor.flatten(0, -2)
     return tensor.movedim(1, -1).reshape(-1, tensor.shape[1])
 
 
@@ -74,14 +76,15 @@ def exact_rows(case: Case, name: str) -> Tensor:
     if name in case.raw:
         return given.double()
     part = case.parts.get(name)
-    rows = prepare_rows(given, mask=part, normalize=case.normalize, dtype=case.dtype).double()
+    rows = as_rows(case, given) if given.dim() == 3 and name == "queries" else given
+    rows = prepare_rows(rows, mask=part, normalize=case.normalize, dtype=case.dtype).double()
     assert_prepared(rows, given, part, case)
     return rows
 
 
 def assert_prepared(rows: Tensor, given: Tensor, part: Tensor | None, case: Case) -> None:
     """Unit rows to the last place of the dtype."""
-    x = as_rows(given).double()
+    x = as_rows(case, given).double()
     x = x if part is None else x.where(part[:, None], 0)
     if case.normalize:
         norms = x.norm(dim=1, keepdim=True)
@@ -125,7 +128,7 @@ def check(case: Case, draw: Draw) -> None:
     asked = {
         name: tensor
         for name, tensor in [*case.tensors.items(), *case.options.items()]
-        if isinstance(tensor, Tensor) and tensor.requires_grad and name not in case.detached
+        if isinstance(tensor, Tensor) and tensor.requires_grad
     }
     if not ours.requires_grad:
         assert not asked
@@ -134,10 +137,10 @@ def check(case: Case, draw: Draw) -> None:
     for (name, tensor), gradient in zip(asked.items(), gradients, strict=True):
         gradient = torch.zeros_like(tensor) if gradient is None else gradient
         assert gradient.dtype == tensor.dtype
-        if name == "temperature":
+        if name == case.temperature_name:
             check_temperature_gradient(case, tensor.dtype, float(gradient), formula, eps)
         else:
-            check_rows_gradient(case, name, as_rows(gradient).double(), formula, eps)
+            check_rows_gradient(case, name, as_rows(case, gradient).double(), formula, eps)
 
 
 def check_temperature_gradient(
@@ -163,7 +166,7 @@ def check_rows_gradient(
     exact = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
     bound = formula.reach_of(name)
     if name not in case.raw and case.normalize:
-        x = as_rows(case.tensors[name].detach()).double()
+        x = as_rows(case, case.tensors[name].detach()).double()
         part = case.parts[name]
         x = x if part is None else x.where(part[:, None], 0)
         norms = x.norm(dim=1, keepdim=True)
@@ -181,9 +184,9 @@ def check_rows_gradient(
         tiny = max(tiny, 2.0**-23)
     sums = torch.finfo(torch.float64 if case.dtype == torch.float64 else torch.float32)
     below = sums.smallest_normal * float(formula.scale.detach()) * formula.largest_row() * 24
-    tiny = (tiny + below) * len(exact[0]) ** 0.5 * (1 + factor[:, 0])  # exponentials that vanish
+    tiny = (tiny + below) * exact.shape[1] ** 0.5 * (1 + factor[:, 0])  # exponentials that vanish
     allowed = relative * bound + tiny
-    if dtype == torch.float16 and float((bound + exact.norm(dim=1)).max()) > 3e4:
+    if dtype == torch.float16 and (bound + exact.norm(dim=1) > 3e4).any():
         return  # beyond float16
     error = (gradient - exact).norm(dim=1)
     worst = int((error - allowed).argmax()) if len(error) else 0
@@ -533,6 +536,99 @@ def siglip_case(draw: Draw) -> Case:
     )
 
 
+def relational_case(draw: Draw) -> Case:
+    dtype, dim, _, temperature, options = draw_options(draw)
+    n, m = draw.size(0, 12), draw.size(1, 20)
+    tensors = {
+        name: draw.features((count,), dim, dtype)
+        for name, count in (("student", n), ("teacher", n), ("memory", m))
+    }
+    for name in ("teacher", "memory"):
+        tensors[name] = tensors[name].detach()
+    if draw.chance(0.2) and n:
+        tensors["teacher"] = tensors["student"].detach()
+    of_teacher = temperature if draw.chance(0.3) else 10 ** draw.random.uniform(-3, 3)
+    options = {"student_temperature": options["temperature"], "teacher_temperature": of_teacher}
+    scale = torch.tensor(1 / of_teacher, dtype=torch.float64)
+
+    def formula(f: Formula) -> Tensor:
+        of_teacher = [f.logits("teacher", "memory", scale) for _ in range(3)]
+        of_student = [f.logits("student", "memory") for _ in range(2)]
+        weights = of_teacher[0].softmax(1)
+        negative_entropy = (weights * of_teacher[1]).sum() - of_teacher[2].logsumexp(1).sum()
+        cross = of_student[0].logsumexp(1).sum() - (weights * of_student[1]).sum()
+        return (negative_entropy + cross) / max(n, 1)
+
+    sums = torch.float64 if dtype == torch.float64 else torch.float32
+    return Case(
+        action_kernels.relational_loss,
+        tensors,
+        options,
+        formula,
+        sums,
+        temperature,
+        True,
+        dict.fromkeys(tensors),
+        temperature_name="student_temperature",
+    )
+
+
+def anatomical_case(draw: Draw) -> Case:
+    dtype, dim, _, temperature, options = draw_options(draw)
+    del options["reduction"]
+    num_classes, q, k, m = draw.size(1, 4), draw.size(1, 5), draw.size(0, 7), draw.size(1, 15)
+    mask = draw.mask((num_classes, q))
+    counted = torch.ones(num_classes, q, dtype=torch.bool) if mask is None else mask
+    queries = draw.features((num_classes, q), dim, dtype, left_out=~counted)  # (K, d, q)
+    tensors = {
+        "queries": queries.detach().movedim(1, -1).requires_grad_(),
+        "prototypes": draw.features((num_classes,), dim, dtype, left_out=~counted.any(1)).detach(),
+    }
+    shape = (num_classes, k) if draw.chance(0.5) else (num_classes, q, k)
+    index = torch.randint(-2, m, shape, generator=draw.generator)
+    own = index[:, None].expand(num_classes, q, k) if index.dim() == 2 else index
+    used = own[counted].unique()
+    unused = torch.ones(m, dtype=torch.bool)
+    unused[used[used >= 0]] = False
+    tensors |= {
+        "bank": draw.features((m,), dim, dtype, left_out=unused).detach(),
+        "negative_index": index,
+    }
+    weights, of_classes = counted.double(), torch.ones(num_classes, dtype=torch.float64)
+    if mask is not None:
+        options["mask"] = mask
+    if draw.chance(0.3):
+        options["sample_weight"] = draw.weights(num_classes, q)
+        weights = weights * options["sample_weight"].double()
+    if draw.chance(0.3):
+        options["weight"] = draw.weights(num_classes)
+        of_classes = of_classes * options["weight"].double()
+    of_query = torch.arange(num_classes).repeat_interleave(q)[:, None]
+    flat = own.reshape(num_classes * q, k)
+
+    def formula(f: Formula) -> Tensor:
+        positive = f.logits("queries", "prototypes").gather(1, of_query)[:, 0]
+        negatives = f.logits("queries", "bank").gather(1, flat.clamp(min=0))
+        lse = masked_lse(negatives, flat >= 0) if k else torch.full_like(positive, -torch.inf)
+        losses = torch.logaddexp(lse - positive, torch.zeros_like(lse)).view(num_classes, q)
+        means = (losses * weights).sum(1) / weights.sum(1).where(weights.sum(1) > 0, 1)
+        own_weight = of_classes.where(weights.sum(1) > 0, 0)
+        return (means * own_weight).sum() / own_weight.sum().where(own_weight.sum() > 0, 1)
+
+    sums = torch.float64 if dtype == torch.float64 else torch.float32
+    parts = {"queries": counted.flatten(), "prototypes": counted.any(1), "bank": ~unused}
+    return Case(
+        action_kernels.anatomical_contrast_loss,
+        tensors,
+        options,
+        formula,
+        sums,
+        temperature,
+        True,
+        parts,
+    )
+
+
 CASES_OF: dict[str, Callable[[Draw], Case]] = {
     "supcon": lambda draw: supervised_case(draw, "supcon_loss"),
     "multi positive": lambda draw: supervised_case(draw, "multi_positive_nt_xent_loss"),
@@ -541,6 +637,8 @@ CASES_OF: dict[str, Callable[[Draw], Case]] = {
     "nt xent": nt_xent_case,
     "clip": clip_case,
     "siglip": siglip_case,
+    "relational": relational_case,
+    "anatomical": anatomical_case,
 }
 
 
@@ -559,3 +657,132 @@ def test_values_and_gradients_are_the_formulas(name: str, monkeypatch: pytest.Mo
                 raise AssertionError(
                     f"seed {seed}, looks {looks}: {case.describe()}: {error}"
                 ) from error
+
+
+# --- inputs that are broken ---
+
+
+def used_rows(case: Case, name: str) -> list[int]:
+    part = case.parts.get(name)
+    count = as_rows(case, case.tensors[name]).shape[0]
+    return list(range(count)) if part is None else part.nonzero().flatten().tolist()
+
+
+def with_number(tensor: Tensor, row: int, value: float, case: Case) -> Tensor:
+    """A copy with one number of one row replaced."""
+    copy = tensor.detach().clone(memory_format=torch.contiguous_format)
+    if tensor.dim() > 2 and case.function is not action_kernels.anatomical_contrast_loss:
+        spatial = tensor.shape[2:].numel()
+        copy.view(copy.shape[0], copy.shape[1], -1)[row // spatial, 0, row % spatial] = value
+    else:
+        copy.view(-1, copy.shape[-1])[row, 0] = value
+    return copy.requires_grad_(tensor.requires_grad)
+
+
+def break_values(case: Case, draw: Draw) -> str | None:
+    """Put a number into what takes part that no loss can use; None: there is no place for it."""
+    tensors, options = case.tensors, case.options
+    kind = draw.choice(("features", "features", "temperature", "labels", "weights"))
+    if kind == "features":
+        name = draw.choice([n for n in tensors if n in (*case.parts, *case.raw)])
+        rows = used_rows(case, name)
+        if name == "centers":  # that of a class without an anchor is not used
+            labels = case.tensors["labels"].flatten()
+            rows = labels[case.parts["features"]].long().tolist()
+        if not rows:
+            return None
+        value = draw.choice((torch.nan, torch.inf, -torch.inf)) if case.normalize else torch.nan
+        tensors[name] = with_number(tensors[name], draw.choice(rows), value, case)
+        return f"{value} in {name}"
+    if kind == "temperature":
+        value = draw.choice((0.0, -0.1, torch.nan, torch.inf, -torch.inf, 1e-38, 1e35))
+        options[case.temperature_name] = torch.tensor(value)
+        return f"temperature {value}"
+    if kind == "labels":
+        name = draw.choice([n for n in tensors if n.endswith("labels")] or [None])
+        if name is None or ("num_classes" not in options and "centers" not in tensors):
+            return None
+        rows = case.parts["features"] if name == "labels" else torch.ones(tensors[name].numel()) > 0
+        if "key_mask" in options and name == "key_labels":
+            rows = options["key_mask"].flatten()
+        rows = rows.nonzero().flatten().tolist()
+        wrong = draw.choice((100, -3, 0.5))
+        if not rows or wrong == options["ignore_index"]:
+            return None
+        flat = tensors[name].flatten().double()
+        flat[draw.choice(rows)] = wrong
+        tensors[name] = flat.view(tensors[name].shape)
+        return f"{wrong} in {name}"
+    name = draw.choice([n for n in ("weight", "sample_weight") if n in options] or [None])
+    if name is None:
+        return None
+    value = draw.choice((torch.nan, -1.0, torch.inf))
+    places = torch.ones(options[name].numel()) > 0
+    if name == "sample_weight":
+        places = case.parts.get("features", case.parts.get("queries"))
+        places = torch.ones(options[name].numel()) > 0 if places is None else places
+    elif "features" in case.parts:  # a class that no anchor has is not looked for
+        return None
+    places = places.nonzero().flatten().tolist()
+    if not places or case.function is action_kernels.anatomical_contrast_loss:
+        return None
+    weights = options[name].clone()
+    weights.view(-1)[draw.choice(places)] = value
+    options[name] = weights
+    return f"{value} in {name}"
+
+
+def break_form(case: Case, draw: Draw) -> str:
+    """A shape, dtype, device or option that does not fit."""
+    name = draw.choice(list(case.tensors))
+    tensor = case.tensors[name]
+    kind = draw.choice(("columns", "dtype", "device", "option", "dimensions"))
+    if kind == "option":
+        option = draw.choice(
+            [
+                o
+                for o in ("reduction", "positives", "mean_over", "temperature", "mask")
+                if o in case.options
+            ]
+            or [case.temperature_name]
+        )
+        case.options[option] = {"temperature": "warm", "mask": torch.ones(1, 2, 3, 4, 5) > 0}.get(
+            option, "least" if option != case.temperature_name else None
+        )
+        return f"{option} {case.options[option]}"
+    if kind == "dtype":
+        case.tensors[name] = tensor.detach().to(torch.complex64)
+    elif kind == "device" and len(case.tensors) > 1:
+        case.tensors[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    elif kind == "dimensions":
+        case.tensors[name] = tensor.detach()[None, None, None]
+    elif tensor.dim() > 1 and tensor.is_floating_point():
+        case.tensors[name] = torch.cat((tensor, tensor[:, :1]), 1).detach()
+        if len([t for t in case.tensors.values() if t.is_floating_point()]) == 1:
+            case.tensors[name] = case.tensors[name].to(torch.complex64)  # alone, any dim fits
+    else:
+        case.tensors[name] = torch.cat((tensor, tensor, tensor)).detach()
+    return f"{kind} of {name}"
+
+
+@pytest.mark.parametrize("name", CASES_OF)
+def test_broken_inputs_raise_or_give_nan(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(FIRST_SEED, FIRST_SEED + CASES // (4 * len(CASES_OF))):
+        draw = Draw(seed)
+        case = CASES_OF[name](draw)
+        whole = case().detach()
+        before, options = dict(case.tensors), dict(case.options)
+        fault = break_values(case, draw)
+        if fault is not None:
+            given = f"seed {seed}, {fault}: {case.describe()}"
+            with pytest.raises((TypeError, ValueError)):
+                pytest.fail(f"{given} gave {case()}")
+            with monkeypatch.context() as patch:
+                patch.setattr(checks, "values_readable", lambda *_: False)
+                result = case()
+            # what is 0 by definition, whatever its rows hold, may stay so
+            assert not result.isfinite().all() or not whole.any(), f"{given} gave {result}"
+        case.tensors, case.options = before, options
+        fault = break_form(case, draw)
+        with pytest.raises((TypeError, ValueError)):
+            pytest.fail(f"seed {seed}, {fault}: {case.describe()} gave {case()}")
