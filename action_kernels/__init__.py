@@ -7,6 +7,15 @@ from action_kernels.heads import SampledHead
 from action_kernels.labels import resize_labels
 from action_kernels.losses import (
     SAACL,
+    AnatomicalContrastLoss,
+    CLIPLoss,
+    InfoNCELoss,
+    MultiPositiveNTXentLoss,
+    NTXentLoss,
+    RelationalLoss,
+    SAACLLoss,
+    SigLIPLoss,
+    SupConLoss,
     anatomical_contrast_loss,
     clip_loss,
     info_nce_loss,
@@ -28,15 +37,24 @@ from action_kernels.ops import (
     sampled_features,
 )
 from action_kernels.ops.registry import use_backend
-from action_kernels.sampling import class_relation, draw_negatives
+from action_kernels.sampling import class_relation, draw_negatives, gather_pixels
 from action_kernels.temperature import AnatomicalTemperature
 
 __all__ = [
     "SAACL",
+    "AnatomicalContrastLoss",
     "AnatomicalTemperature",
+    "CLIPLoss",
+    "InfoNCELoss",
     "MemoryQueue",
+    "MultiPositiveNTXentLoss",
+    "NTXentLoss",
+    "RelationalLoss",
     "RunningClassMeans",
+    "SAACLLoss",
     "SampledHead",
+    "SigLIPLoss",
+    "SupConLoss",
     "__version__",
     "allocate_centers",
     "anatomical_contrast_loss",
@@ -44,6 +62,7 @@ __all__ = [
     "class_relation",
     "clip_loss",
     "draw_negatives",
+    "gather_pixels",
     "indexed_lse",
     "info_nce_loss",
     "labelled_lse",

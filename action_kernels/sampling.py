@@ -7,9 +7,69 @@ import itertools
 import torch
 from torch import Tensor
 
+from action_kernels.labels import label_values
 from action_kernels.ops import checks, sample_pixels
+from action_kernels.pixels import pixel_shape
 
-__all__ = ["class_relation", "draw_negatives", "sample_pixels"]
+__all__ = ["class_relation", "draw_negatives", "gather_pixels", "sample_pixels"]
+
+
+def gather_pixels(
+    features: Tensor, index: Tensor, labels: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Rows and labels of the pixels `index`, as every loss takes them; a negative index is no pixel.
+
+    ``features[index]`` takes the last pixel for the −1 that `sample_pixels` gives for an absent class;
+    here such a row is zero, gets no gradient, and is labelled −1.
+
+    Args:
+        features: (n, d) rows or (B, d, *spatial), float16 to float64.
+        index: int64 of any shape, flat pixels in (B, *spatial) order.
+        labels: (n,), (B, *spatial) or (B, 1, *spatial), whole numbers; None: those of `sample_pixels`,
+            for an index (K, Q) whose row c holds pixels of class c.
+
+    Returns:
+        Rows (M, d) and labels (M,) int64, M = index.numel().
+
+    Raises:
+        TypeError, ValueError: naming the argument that does not fit. A pixel beyond the features is
+            seen where values may be looked at, and elsewhere counts as no pixel.
+    """
+    pixels = pixel_shape("features", features)
+    count = pixels.numel()
+    checks.check_index("index", index, count)
+    checks.check_same_device(features=features, index=index, labels=labels)
+    flat = index.flatten()
+    present = (flat >= 0) & (flat < count)
+    if labels is not None:
+        values = label_values("labels", labels, pixels, ignore_index=None).values
+    elif index.dim() == 2:
+        values = None
+    else:
+        raise ValueError(
+            "index must have shape (classes, draws), as sample_pixels gives it, where no labels are "
+            f"given, got {checks.shape_of(index)}"
+        )
+    if count == 0:
+        return features.new_zeros(flat.shape[0], features.shape[1]), torch.full_like(flat, -1)
+    position = flat.where(present, 0)
+    rows = _at(features, position).where(present[:, None], 0)
+    if values is None:
+        classes = torch.arange(index.shape[0], device=index.device)
+        own = classes[:, None].expand_as(index).flatten()
+    else:
+        own = values.index_select(0, position)
+    return rows, own.where(present, -1)
+
+
+def _at(features: Tensor, position: Tensor) -> Tensor:
+    """(M, d): a map's pixels, without rearranging the map."""
+    coordinates: list[Tensor] = []
+    for size in reversed(features.shape[2:]):
+        coordinates.insert(0, position % size)
+        position = position // size
+    places: tuple[Tensor | slice, ...] = (position, slice(None), *coordinates)
+    return features[places]
 
 
 def class_relation(

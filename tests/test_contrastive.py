@@ -8,7 +8,27 @@ import torch
 from support import relative_error
 from torch.nn.functional import cross_entropy, normalize
 
-from action_kernels import info_nce_loss, nt_xent_loss, supcon_loss
+from action_kernels import (
+    AnatomicalContrastLoss,
+    CLIPLoss,
+    InfoNCELoss,
+    MultiPositiveNTXentLoss,
+    NTXentLoss,
+    RelationalLoss,
+    SAACLLoss,
+    SigLIPLoss,
+    SupConLoss,
+    anatomical_contrast_loss,
+    class_centers,
+    clip_loss,
+    info_nce_loss,
+    multi_positive_nt_xent_loss,
+    nt_xent_loss,
+    relational_loss,
+    saacl_loss,
+    siglip_loss,
+    supcon_loss,
+)
 
 N, D, TEMPERATURE = 24, 7, 0.2
 
@@ -96,6 +116,95 @@ def test_nt_xent_is_its_formula(unit):
     logits = (views @ views.T / TEMPERATURE).masked_fill(torch.eye(2 * N) > 0, -torch.inf)
     expected = cross_entropy(logits, torch.arange(2 * N).roll(N), reduction="none")
     assert_same(ours, expected, first, second)
+
+
+@pytest.mark.parametrize("scale", [1.0, 14.3, 100.0])
+def test_clip_is_open_clips_formula(scale):
+    """With a logit scale that learns as its logarithm: the same value, and gradients to all three."""
+    image, text = rows(0), rows(1)
+    log_scale = torch.tensor(scale, dtype=torch.float64).log().requires_grad_()
+    ours = clip_loss(image, text, temperature=(-log_scale).exp())
+    logits = log_scale.exp() * normalize(image) @ normalize(text).T
+    labels = torch.arange(N)
+    theirs = (cross_entropy(logits, labels) + cross_entropy(logits.T, labels)) / 2
+    assert_same(ours, theirs, image, text, log_scale)
+
+
+@pytest.mark.parametrize("learns", [supcon_loss, multi_positive_nt_xent_loss])
+def test_supervised_losses_compile_whole_without_num_classes(learns):
+    compiled = torch.compile(learns, fullgraph=True)
+    labels = torch.arange(N) % 4 * 1000 - 7
+    for temperature in (0.2, 0.5):  # in one graph
+        ours, theirs = (rows(0).detach().float().requires_grad_() for _ in range(2))
+        tau = torch.tensor(temperature)
+        loss, expected = (
+            compiled(ours, labels, temperature=tau),
+            learns(theirs, labels, temperature=tau),
+        )
+        torch.testing.assert_close(loss, expected)
+        loss.backward()
+        expected.backward()
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_loss_of_one_pair_is_zero(dtype):
+    """Where the only key is the positive, rounding has no say: 0, and no gradient."""
+    pair = torch.randn(2, D, dtype=dtype, requires_grad=True)
+    first, second = pair[:1], pair[1:]
+    one, other = torch.tensor([3]), torch.tensor([3])
+    for loss in (
+        supcon_loss(pair, torch.tensor([5, 5])),
+        supcon_loss(first, one, keys=second, key_labels=other),
+        multi_positive_nt_xent_loss(pair, torch.tensor([5, 5])),
+        info_nce_loss(first, second),
+        nt_xent_loss(first, second),
+        clip_loss(first, second),
+        info_nce_loss(first, second, bank=pair[:0]),
+    ):
+        assert loss == 0
+        (gradient,) = torch.autograd.grad(loss, pair)
+        assert not gradient.any()
+
+
+MODULES = {
+    "supcon": (SupConLoss(0.2), supcon_loss, (rows(0), torch.arange(N) % 3), {"temperature": 0.2}),
+    "multi positive": (
+        MultiPositiveNTXentLoss(mean_over="pairs"),
+        multi_positive_nt_xent_loss, (rows(0), torch.arange(N) % 3), {"mean_over": "pairs"},
+    ),
+    "info nce": (InfoNCELoss(reduction="sum"), info_nce_loss, (rows(0), rows(1)), {"reduction": "sum"}),
+    "nt xent": (NTXentLoss(0.3), nt_xent_loss, (rows(0), rows(1)), {"temperature": 0.3}),
+    "clip": (CLIPLoss(), clip_loss, (rows(0), rows(1)), {}),
+    "siglip": (SigLIPLoss(0.1, 3.0), siglip_loss, (rows(0), rows(1)), {"bias": 3.0}),
+    "saacl": (
+        SAACLLoss(center_weight=0.7), saacl_loss,
+        (rows(0), torch.arange(N) % 3, class_centers(3, D)), {"center_weight": 0.7},
+    ),
+    "anatomical": (
+        AnatomicalContrastLoss(0.3), anatomical_contrast_loss,
+        (rows(0).view(3, -1, D), rows(1, 3), rows(2), torch.arange(12).view(3, 4)), {"temperature": 0.3},
+    ),
+    "relational": (
+        RelationalLoss(0.3, 0.2), relational_loss, (rows(0), rows(1), rows(2, 5)),
+        {"student_temperature": 0.3, "teacher_temperature": 0.2},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_are_the_functions(name):
+    module, function, tensors, options = MODULES[name]
+    assert torch.equal(module(*tensors), function(*tensors, **options))
+
+
+def test_a_module_learns_its_temperature():
+    module = SupConLoss(torch.nn.Parameter(torch.tensor(0.5)))
+    module(rows(0), torch.arange(N) % 3).backward()
+    assert module.temperature.grad != 0
+    assert list(module.state_dict()) == ["temperature"]
+    with pytest.raises(ValueError, match="temperature must be finite and > 0"):
+        SupConLoss(temperature=0)
 
 
 def test_float32_is_as_exact_as_pytorch():

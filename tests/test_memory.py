@@ -66,6 +66,20 @@ def test_autograd_accepts_the_next_step():
     assert x.grad.isfinite().all()
 
 
+def test_state_of_earlier_versions_loads():
+    """They hold a window that slides through a buffer of twice its size, and its end as extra state."""
+    queue, rows = MemoryQueue(3, 2), torch.arange(12.0).view(6, 2)
+    queue.load_state_dict(
+        {"buffer": rows, "label_buffer": torch.arange(6), "_extra_state": {"end": 5}}
+    )
+    assert torch.equal(queue.features, rows[2:5])
+    assert queue.labels.tolist() == [2, 3, 4]
+
+
+def test_state_dict_holds_tensors_only():
+    assert all(isinstance(value, torch.Tensor) for value in MemoryQueue(3, 2).state_dict().values())
+
+
 def test_state_dict_round_trips():
     first, second = MemoryQueue(5, 3), MemoryQueue(5, 3)
     for step in range(4):

@@ -11,6 +11,7 @@ from support import load_vectors, relative_error, unit_rows
 
 import action_kernels
 from action_kernels import SAACL, class_centers, saacl_loss
+from action_kernels.ops import checks
 
 K, D = 4, 6
 
@@ -348,6 +349,70 @@ class TestModule:
         for seed in range(5, 9):
             for mine, other in zip(step(first, seed), step(second, seed), strict=True):
                 assert torch.equal(mine, other)
+
+    def test_compiles_whole_with_its_queue(self):
+        eager_module = SAACL(K, D, queue_size=30)
+        module = copy.deepcopy(eager_module)
+        compiled = torch.compile(module, fullgraph=True)
+        for step in range(4):  # the ring closes in the third
+            features, labels, _ = batch(12, seed=step)
+            labels = labels.where(torch.arange(12) % 4 > 0, -1)
+            paired = torch.randn(12, D)
+            results = []
+            for run in (eager_module, compiled):
+                x = features.float().requires_grad_()
+                loss = run(x, labels, paired)
+                loss.backward()
+                results.append((loss.detach(), x.grad))
+            torch.testing.assert_close(results[1], results[0])
+        for name, buffer in eager_module.state_dict().items():
+            torch.testing.assert_close(module.state_dict()[name], buffer)
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            {"labels": torch.tensor([0, 1, 2, 9])},
+            {"temperature": -1.0},
+            {"reduction": "max"},
+            {"paired_keys": torch.full((4, D), torch.nan)},
+            {"paired_keys": torch.ones(3, D)},
+            {"sample_weight": -torch.ones(4)},
+            {"mask": torch.ones(3) > 0},
+        ],
+    )
+    def test_a_call_that_raises_changes_nothing(self, arguments):
+        module = SAACL(K, D, queue_size=10)
+        module(torch.randn(8, D), torch.arange(8) % K)
+        before = copy.deepcopy(module.state_dict())
+        call = {"features": torch.randn(4, D), "labels": torch.arange(4), **arguments}
+        with pytest.raises((TypeError, ValueError)):
+            module(**call)
+        for name, buffer in module.state_dict().items():
+            assert torch.equal(buffer, before[name]), name
+
+    def test_paired_keys_without_a_queue_are_refused(self):
+        with pytest.raises(ValueError, match="paired_keys needs a queue, and queue_size is 0"):
+            SAACL(K, D, queue_size=0)(torch.randn(4, D), torch.arange(4), torch.randn(4, D))
+
+    def test_safetensors_hold_its_state(self, tmp_path):
+        safetensors = pytest.importorskip("safetensors.torch")
+        first, second = SAACL(K, D, queue_size=10), SAACL(K, D, queue_size=10)
+        for _ in range(3):
+            first(torch.randn(4, D), torch.arange(4))
+        safetensors.save_file(first.state_dict(), tmp_path / "state.safetensors")
+        second.load_state_dict(safetensors.load_file(tmp_path / "state.safetensors"))
+        assert torch.equal(first.queue.features, second.queue.features)
+        assert torch.equal(first.allocation, second.allocation)
+
+    def test_nan_stays_nan_where_values_are_not_looked_at(self, monkeypatch):
+        """And is gone with the next batch: neither means nor queue keep it."""
+        module = SAACL(K, D, queue_size=10)
+        module(torch.randn(8, D), torch.arange(8) % K)
+        monkeypatch.setattr(checks, "values_readable", lambda *_: False)
+        broken = torch.randn(4, D)
+        broken[1, 2] = torch.nan
+        assert module(broken, torch.arange(4)).isnan()
+        assert module(torch.randn(4, D), torch.arange(4)).isfinite()
 
     def test_learns_its_classes(self):
         generator = torch.Generator().manual_seed(0)

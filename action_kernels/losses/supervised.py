@@ -87,6 +87,7 @@ def supervised_inputs(
         refuse_without_keys(key_labels=key_labels, key_mask=key_mask, own_keys=own_index)
     else:
         values.append(_key_label_values(keys, key_labels, key_mask, ignore_index))
+    checks.check_same_device(features=features, labels=labels, keys=keys, key_labels=key_labels)
     if num_classes is None and weight is not None:
         checks.check_tensor("weight", weight)
         num_classes = weight.numel()
