@@ -11,9 +11,9 @@ from torch import Tensor
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 NORMS = {  # of a row; float16 holds 6e-8 to 65504
     torch.float16: (0.0, 1e-6, 1e-3, 1.0, 1e3),
-    torch.bfloat16: (0.0, 1e-40, 1e-30, 1e-13, 1e-11, 1e-3, 1.0, 1e5, 1e18),
-    torch.float32: (0.0, 1e-40, 1e-30, 1e-13, 1e-11, 1e-3, 1.0, 1e5, 1e18),
-    torch.float64: (0.0, 1e-200, 1e-30, 1e-13, 1e-11, 1e-3, 1.0, 1e5, 1e30),
+    torch.bfloat16: (0.0, 1e-40, 1e-30, 1e-13, 1e-11, 1e-3, 1.0, 1e5, 1e18, 1e30),
+    torch.float32: (0.0, 1e-40, 1e-30, 1e-13, 1e-11, 1e-3, 1.0, 1e5, 1e18, 1e30),
+    torch.float64: (0.0, 1e-200, 1e-30, 1e-13, 1e-11, 1e-3, 1.0, 1e5, 1e30, 1e200),
 }
 LABEL_DTYPES = (
     torch.int64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16,
@@ -74,8 +74,8 @@ class Draw:
         """(n, dim) or (B, dim, *spatial), of any norms if `unit`; what is left out may be NaN."""
         rows = self.normal(*pixels, dim)
         if unit and self.chance(0.4):
-            size = torch.tensor(self.random.choices(NORMS[dtype], k=rows[..., 0].numel()))
-            rows = rows * size.double().view(*pixels, 1)
+            sizes = self.random.choices(NORMS[dtype], k=rows[..., 0].numel())
+            rows = rows * torch.tensor(sizes, dtype=torch.float64).view(*pixels, 1)
         rows = rows.to(dtype)
         if left_out is not None and self.chance(0.5):
             rows[left_out.view(*pixels)] = self.choice((torch.nan, torch.inf))

@@ -70,6 +70,13 @@ def as_rows(case: Case, tensor: Tensor) -> Tensor:
     return tensor.movedim(1, -1).reshape(-1, tensor.shape[1])
 
 
+def row_norms(x: Tensor) -> Tensor:
+    """(n, 1) in float64, without overflow."""
+    largest = x.abs().amax(1, keepdim=True)
+    largest = largest.where(largest > 0, 1)
+    return (x / largest).norm(dim=1, keepdim=True) * largest
+
+
 def exact_rows(case: Case, name: str) -> Tensor:
     """The rows that the loss multiplies, in float64: prepared in its dtype, which `assert_prepared` judges."""
     given = case.tensors[name].detach()
@@ -87,11 +94,11 @@ def assert_prepared(rows: Tensor, given: Tensor, part: Tensor | None, case: Case
     x = as_rows(case, given).double()
     x = x if part is None else x.where(part[:, None], 0)
     if case.normalize:
-        norms = x.norm(dim=1, keepdim=True)
+        norms = row_norms(x)
         x = (x / norms).where(norms >= MINIMUM_NORM, 0)
     sums = torch.float64 if given.dtype == torch.float64 else torch.float32
     eps = max(torch.finfo(case.dtype).eps, torch.finfo(sums).eps)
-    tolerance = 2 * eps * x.abs() + 4 * torch.finfo(case.dtype).smallest_normal
+    tolerance = 6 * eps * x.abs() + 4 * torch.finfo(case.dtype).smallest_normal
     assert (rows - x).abs().le(tolerance).all(), "prepare_rows"
 
 
@@ -169,7 +176,7 @@ def check_rows_gradient(
         x = as_rows(case, case.tensors[name].detach()).double()
         part = case.parts[name]
         x = x if part is None else x.where(part[:, None], 0)
-        norms = x.norm(dim=1, keepdim=True)
+        norms = row_norms(x)
         factor = (1 / norms).where(norms >= MINIMUM_NORM, 0)
         unit = x * factor
         exact = (exact - unit * (unit * exact).sum(1, keepdim=True)) * factor
@@ -758,7 +765,7 @@ def break_form(case: Case, draw: Draw) -> str:
         case.tensors[name] = tensor.detach()[None, None, None]
     elif tensor.dim() > 1 and tensor.is_floating_point():
         case.tensors[name] = torch.cat((tensor, tensor[:, :1]), 1).detach()
-        if len([t for t in case.tensors.values() if t.is_floating_point()]) == 1:
+        if len([n for n in case.tensors if n in (*case.parts, *case.raw)]) == 1:
             case.tensors[name] = case.tensors[name].to(torch.complex64)  # alone, any dim fits
     else:
         case.tensors[name] = torch.cat((tensor, tensor, tensor)).detach()
