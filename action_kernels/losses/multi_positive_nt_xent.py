@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from action_kernels.autocast import outside_autocast
@@ -74,4 +75,5 @@ def multi_positive_nt_xent_loss(
         of_own = softplus(negatives - scale * inputs.own.products())
         sums = sums - of_own.where(inputs.own.positive(), 0)
     values = non_negative(sums / inputs.positives_of_anchors().clamp(min=1))
+    values = values.where(~negatives.isnan(), torch.nan)  # also of an anchor without a positive
     return inputs.reduce(values, reduction, mean_over)
