@@ -153,6 +153,7 @@ def open_dataset(
         findings, root = find_cases(listing, options), listing.root
     if findings.problems:
         raise DataError(*findings.problems)
+    check_options(findings.task, options)
     split = split_patients(findings, root, labelled_patients, allow_missing=options.allow_missing)
     faults, notes = judge_copies(copied_images(findings), findings.cases, split)
     if faults:
@@ -190,6 +191,23 @@ def find_cases(
                 notes=(*findings.notes, *_strangers(listing, findings), *_unread(listing)),
             )
     raise DataError(*listing.problems, _nothing_found(listing, tiers))
+
+
+def check_options(task: Task, options: Options) -> None:
+    """Whether what the user said is what the data has; where the layout says it, it cannot be changed.
+
+    Raises:
+        TrainerError: naming the option.
+    """
+    for option, given, its in (
+        ("--spatial-dims", options.spatial_dims, task.spatial_dims),
+        ("--classes", options.classes, task.classes),
+    ):
+        if given is not None and given != its:
+            shown = [" ".join(map(str, v)) if isinstance(v, tuple) else v for v in (given, its)]
+            raise TrainerError(
+                f"{option}: {shown[0]} was given, but {task.name} has {shown[1]}; leave the option out"
+            )
 
 
 def _held_out_in_memory(cases: Sequence[Case], split: Split) -> tuple[Case, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..errors import TrainerError
 from .copies import Copy, judge_copies
-from .dataset import find_cases, notes_on
+from .dataset import check_options, find_cases, notes_on
 from .files import MAX_THREADS
 from .layout import Options
 from .listing import list_folder
@@ -58,6 +58,8 @@ def verify(data: str, options: Options | None = None, progress: Progress = iter)
         return Report(f"{data}: nothing to train on", error.problems, ())
     problems.add(*findings.problems)
     split = None
+    with problems.collecting():
+        check_options(findings.task, options)
     with problems.collecting():
         split = split_patients(findings, listing.root, 1, allow_missing=options.allow_missing)
         notes += notes_on(findings, split)

@@ -533,3 +533,23 @@ def test_frames_without_a_label_are_told(tmp_path):
     builders.acdc_nifti(tmp_path)
     (tmp_path / "patient003/patient003_frame02_gt.nii.gz").unlink()
     assert opened(tmp_path).notes == ("without a label, so unlabelled data: patient003_frame02",)
+
+
+@pytest.mark.parametrize("layout", ["acdc-nifti", "la-h5", "nnunet", "phantom"])
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"spatial_dims": 2}, "--spatial-dims: 2 was given, but .* has 3; leave the option out"),
+        ({"spatial_dims": 3}, "--spatial-dims: 3 was given, but .* has 2; leave the option out"),
+        ({"classes": ("background", "heart")}, "--classes: background heart was given, but .* has"),
+    ],
+)
+def test_what_the_layout_says_is_not_overruled_in_silence(tmp_path, layout, options, says):
+    data = "phantom" if layout == "phantom" else builders.build(layout, tmp_path)
+    fixed = {"acdc-nifti": 2, "phantom": 2, "la-h5": 3}.get(layout)
+    wanted = options.get("spatial_dims")
+    if wanted is not None and (wanted == fixed or fixed is None):  # said twice, or free to choose
+        assert opened(data, **options).task.spatial_dims == wanted
+        return
+    with pytest.raises(TrainerError, match=says):
+        opened(data, **options)
