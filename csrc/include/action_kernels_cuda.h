@@ -15,6 +15,14 @@
 #define AK_CUDA_FLOAT32 0
 #define AK_CUDA_FLOAT16 1
 #define AK_CUDA_BFLOAT16 2
+#define AK_CUDA_FLOAT64 3 /* scores of sample_pixels only */
+
+/* labels */
+#define AK_CUDA_INT64 0
+#define AK_CUDA_INT32 1
+#define AK_CUDA_INT16 2
+#define AK_CUDA_INT8 3
+#define AK_CUDA_UINT8 4
 
 #define AK_CUDA_BAD_DTYPE (-1)
 #define AK_CUDA_BAD_SHAPE (-2)
@@ -96,6 +104,35 @@ int ak_cuda_pairwise_lse_backward(int device, void *stream, const ak_cuda_rows *
                                   const float *own_weights, const float *own_shifts, const float *other_weights,
                                   const float *other_shifts, const float *peak, int splits, int64_t columns,
                                   void *gradient, float *partial);
+
+/* What to draw, and from what. A pixel is a candidate of the class that is its label if 0 <= label <
+ * classes, the mask does not leave it out, and, with scores, its probability of that class is < threshold. */
+typedef struct ak_cuda_draw {
+  const void *scores;  /* (batch, classes, pixels), strides in elements; NULL: whatever the probability */
+  const void *labels;  /* (batch, pixels), contiguous */
+  const uint8_t *mask; /* (batch, pixels), 0 leaves a pixel out; NULL: none is */
+  const int64_t *seed; /* on the device */
+  int64_t batch;
+  int64_t pixels;  /* of one image; batch * pixels < 2^31 */
+  int64_t classes;
+  int64_t samples; /* of every class; classes * samples <= 2^32 */
+  int64_t image_stride;
+  int64_t class_stride;
+  int64_t pixel_stride;
+  double threshold;
+  int32_t scores_dtype;
+  int32_t labels_dtype;
+  int32_t from_logits; /* 0: scores are probabilities */
+} ak_cuda_draw;
+
+#define AK_CUDA_SAMPLING_BLOCK 512
+
+/* totals[c] = candidates of class c; index[c][q] = flat pixel of draw q: the candidate of rank
+ * floor(u * totals[c] / 2^32), u the first word of Philox 4x32-10 with key *seed and counter
+ * (c * samples + q, 0, 0, 0); -1 where there is no candidate. classes (batch * pixels) is workspace, and
+ * counts (classes, pixels in blocks of AK_CUDA_SAMPLING_BLOCK), zeros on entry. */
+int ak_cuda_sample_pixels(int device, void *stream, const ak_cuda_draw *draw, int32_t *classes, int32_t *counts,
+                          int64_t *totals, int64_t *index);
 
 #ifdef __cplusplus
 }

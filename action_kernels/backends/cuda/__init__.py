@@ -11,7 +11,15 @@ Environment variables:
 
 from __future__ import annotations
 
-from action_kernels.backends.cuda import pairwise_lse, prepare_rows
+from action_kernels.backends.cuda import pairwise_lse, prepare_rows, sample_pixels
 from action_kernels.backends.cuda.library import architectures, describe, load, unavailable
 
-__all__ = ["architectures", "describe", "load", "pairwise_lse", "prepare_rows", "unavailable"]
+__all__ = [
+    "architectures",
+    "describe",
+    "load",
+    "pairwise_lse",
+    "prepare_rows",
+    "sample_pixels",
+    "unavailable",
+]

@@ -129,6 +129,7 @@ inline uint32_t __ballot_sync(uint32_t mask, int predicate) {
   });
   return slot.got;
 }
+inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
 inline uint32_t __umulhi(uint32_t a, uint32_t b) { return uint32_t(uint64_t(a) * b >> 32); }
 
