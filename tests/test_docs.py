@@ -1,0 +1,53 @@
+"""The examples of README and site run as they stand, what they show exists, and the site builds."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXAMPLES = [
+    pytest.param(page, block, id=f"{page.stem}-{number}")
+    for page in PAGES
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+]
+
+
+@pytest.mark.parametrize(("page", "example"), EXAMPLES)
+def test_an_example_runs_and_its_loss_is_finite(page, example):
+    names: dict[str, object] = {}
+    exec(compile(example, str(page), "exec"), names)
+    if "loss" in names:
+        assert names["loss"].isfinite()
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) >= 10
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_pictures_exist(page):
+    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text()):
+        assert (page.parent / picture).is_file(), picture
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    if importlib.util.find_spec("mkdocs") is None:
+        pytest.skip("needs mkdocs, from the extra docs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    reference = (tmp_path / "site" / "api" / "losses" / "index.html").read_text()
+    assert "saacl_loss" in reference
+    assert "Khosla" in reference  # docstrings are in it, not names alone
