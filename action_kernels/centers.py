@@ -7,10 +7,13 @@ import itertools
 import math
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from action_kernels.distributed import processes_of
 from action_kernels.labels import label_values
 from action_kernels.ops import checks
+from action_kernels.ops.all_reduce_sum import all_reduce_sum
 from action_kernels.ops.prepare_rows import MINIMUM_NORM, prepare_rows
 from action_kernels.pixels import labelled_rows, pixel_shape
 
@@ -168,16 +171,24 @@ class RunningClassMeans(nn.Module):
     ``φ̄_c ← normalise(momentum · φ̄_c + (1 − momentum) · φ̄_c(B))``; a class absent from the batch keeps
     its mean, a class seen for the first time takes the batch's.
 
-    Buffers: `means` (K, d), zero until a class is seen.
+    Buffers: `means` (K, d), zero until a class is seen. With a `group` of processes their batches are
+    one, and the means are the same on all of them.
     """
 
     means: Tensor
 
-    def __init__(self, num_classes: int, dim: int, momentum: float = 0.9) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        momentum: float = 0.9,
+        *,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
         super().__init__()
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
-        self.momentum = momentum
+        self.momentum, self._group = momentum, processes_of(group)
         self.register_buffer("means", torch.zeros(num_classes, dim))
 
     @torch.no_grad()
@@ -223,7 +234,8 @@ class RunningClassMeans(nn.Module):
         batch = labelled_rows(
             "features", features.detach(), values.in_classes(num_classes), normalize=normalize
         )
-        batch_means = prepare_rows(batch.sums(num_classes), dtype=self.means.dtype)  # 0: absent
+        sums = all_reduce_sum(batch.sums(num_classes), self._group)
+        batch_means = prepare_rows(sums, dtype=self.means.dtype)  # 0: absent
         blended = self.momentum * self.means + (1 - self.momentum) * batch_means
         present = batch_means.norm(dim=1, keepdim=True) > MINIMUM_NORM  # False for NaN
         return torch.where(present, prepare_rows(blended), self.means)

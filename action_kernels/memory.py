@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from action_kernels.distributed import gather_rows
+from action_kernels.distributed import gather_rows, processes_of
 from action_kernels.labels import label_values
 from action_kernels.ops import checks
 
@@ -19,14 +20,15 @@ class MemoryQueue(nn.Module):
     that nothing waits for a device and a step compiles whole. What `features` returns is a copy,
     which autograd may keep while the ring moves on. The state dict holds tensors only.
 
-    In distributed training every process adds the rows of all processes, in the order of their ranks,
-    so that all queues stay equal (each process must bring the same number of rows, masked or not).
+    With a `group` every process adds the rows of all of them, in the order of their ranks, so that all
+    queues stay equal. Each may bring its own number of rows.
 
     Args:
         size: rows remembered, ≥ 1.
         dim: of a row.
         no_class: the label of rows without a class.
         generator: of the first content; None draws from a fixed seed, the same on every process.
+        group: processes that share their rows; None: this one alone.
     """
 
     ring: Tensor  # (size + 1, dim): the last row takes what no slot is meant for, and stays zero
@@ -40,8 +42,10 @@ class MemoryQueue(nn.Module):
         *,
         no_class: int = -1,
         generator: torch.Generator | None = None,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
+        self._group = processes_of(group)
         for name, value in (("size", size), ("dim", dim)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number ≥ 1, got {value!r}")
@@ -91,7 +95,7 @@ class MemoryQueue(nn.Module):
         part = torch.ones_like(numbers, dtype=torch.bool) if mask is None else mask.flatten()
         rows = features.to(self.dtype).where(part[:, None], 0)
         checks.check_finite("features", rows)
-        self._write(gather_rows(rows), gather_rows(numbers), gather_rows(part))
+        self._write(*(gather_rows(each, self._group) for each in (rows, numbers, part)))
 
     def _write(self, rows: Tensor, labels: Tensor, part: Tensor) -> None:
         """Slot after slot for the rows that take part, the last `size` of them."""

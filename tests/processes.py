@@ -17,7 +17,7 @@ def enqueue_in_a_process(rank: int, folder: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
     )
-    queue = MemoryQueue(6, 3)
+    queue = MemoryQueue(6, 3, group=dist.group.WORLD)
     for step in range(3):
         queue.enqueue(*numbered(10 * step + 5 * rank, 2))
     torch.save((queue.features, queue.labels), f"{folder}/{rank}.pt")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from action_kernels.autocast import outside_autocast
+from action_kernels.distributed import Processes, processes_of
 from action_kernels.losses.numerics import softplus
 from action_kernels.losses.reduction import checked_weights, sample_weights
 from action_kernels.losses.scale import logit_scale
 from action_kernels.ops import checks, indexed_lse, prepare_rows
+from action_kernels.ops.all_reduce_sum import all_reduce_sum
 from action_kernels.ops.pairwise_lse import accumulation_dtype
 
 
@@ -24,6 +27,7 @@ def anatomical_contrast_loss(
     mask: Tensor | None = None,
     weight: Tensor | None = None,
     sample_weight: Tensor | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """Cross-entropy of each query between its class's prototype and its negatives (ACTION++, AnCo).
 
@@ -45,6 +49,8 @@ def anatomical_contrast_loss(
             used.
         weight: (K,), ≥ 0, of the classes in the mean over them.
         sample_weight: (K, q), ≥ 0, of the queries in the mean over those of a class.
+        group: processes whose queries are one batch: see `action_kernels.distributed`. Prototypes and
+            bank are taken as they are.
 
     Returns:
         A scalar, float32 (float64 for float64 queries); 0 if no query counts.
@@ -79,7 +85,7 @@ def anatomical_contrast_loss(
         if weight is None
         else _class_weight(weight, rows, num_classes)
     )
-    return _mean_of_class_means(loss, weights, of_classes)
+    return _mean_of_class_means(loss, weights, of_classes, processes_of(group))
 
 
 def _used_rows(index: Tensor, count: int) -> Tensor:
@@ -101,16 +107,19 @@ def _class_weight(weight: Tensor, rows: Tensor, num_classes: int) -> Tensor:
     return checked_weights("weight", weight, rows.dtype)
 
 
-def _mean_of_class_means(loss: Tensor, weights: Tensor, of_classes: Tensor) -> Tensor:
+def _mean_of_class_means(
+    loss: Tensor, weights: Tensor, of_classes: Tensor, group: Processes | None
+) -> Tensor:
     """Mean over the queries of a class, then over the classes that have any; 0 if none has.
 
     Weights (K, q) are 0 for queries that do not count, (K,) those of the classes.
     """
-    totals = weights.sum(1)
+    totals = all_reduce_sum(weights.sum(1), group)
     class_means = (loss * weights).sum(1) / totals.where(totals > 0, 1)
     of_classes = of_classes.where(totals > 0, 0)
     total = of_classes.sum()
-    return (class_means * of_classes).sum() / total.where(total > 0, 1)
+    share = 1 if group is None else group.size
+    return share * (class_means * of_classes).sum() / total.where(total > 0, 1)
 
 
 def _check(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from action_kernels.autocast import outside_autocast
+from action_kernels.distributed import Processes, processes_of
 from action_kernels.losses.numerics import non_negative, softplus
 from action_kernels.losses.reduction import REDUCTIONS, reduce, sample_weights
 from action_kernels.losses.scale import logit_scale
 from action_kernels.ops import checks, pairwise_lse
+from action_kernels.ops.lse_across import lse_across
 from action_kernels.ops.pairwise_lse import accumulation_dtype
 from action_kernels.ops.prepare_rows import prepare_rows
 from action_kernels.pixels import key_rows
@@ -25,6 +28,7 @@ def info_nce_loss(
     normalize: bool = True,
     sample_weight: Tensor | None = None,
     reduction: str = "mean",
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """InfoNCE (van den Oord et al. 2018): query i picks key i among all keys.
 
@@ -41,6 +45,8 @@ def info_nce_loss(
         normalize: L2-normalise queries, keys and bank.
         sample_weight: (n,), ≥ 0; with weights w the mean is Σ w l / Σ w.
         reduction: ``"mean"`` over the queries, ``"sum"``, or ``"none"`` (n,).
+        group: processes whose queries and keys are one batch: see `action_kernels.distributed`. A bank is
+            taken to be the same on all of them.
 
     Returns:
         float32 (float64 for float64 queries), a scalar unless ``reduction="none"``; ≥ 0.
@@ -54,14 +60,15 @@ def info_nce_loss(
     n = queries.shape[0]
     if keys.shape[0] < n:
         raise ValueError(f"keys must hold one row a query, at least {n}, got {keys.shape[0]}")
+    processes = processes_of(group)
     scale = logit_scale("temperature", temperature, queries)
     rows = prepare_rows(queries, normalize=normalize)
     checks.check_finite("queries", rows)
     others = key_rows("keys", keys, rows, normalize=normalize)
     positive = _row_products(rows, others[:n], scale)
     if bank is None:
-        lse = pairwise_lse(rows, others, scale=scale, normalized=normalize)
-        values = _picked(lse, positive, others.shape[0])
+        lse = lse_across(rows, others, scale=scale, normalized=normalize, group=processes)
+        values = _picked(lse, positive, others.shape[0], processes)
     else:
         checks.check_matrix("bank", bank, queries.shape[1])
         checks.check_shape("keys", keys, queries.shape)
@@ -71,7 +78,7 @@ def info_nce_loss(
     weights = None
     if sample_weight is not None:
         weights = sample_weights("sample_weight", sample_weight, (n,), rows)
-    return reduce(values, reduction, (n,), weights=weights)
+    return reduce(values, reduction, (n,), weights=weights, group=processes)
 
 
 @outside_autocast
@@ -83,6 +90,7 @@ def nt_xent_loss(
     normalize: bool = True,
     sample_weight: Tensor | None = None,
     reduction: str = "mean",
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """NT-Xent (Chen et al. 2020, SimCLR): each of the 2n views picks its other view among 2n − 1.
 
@@ -92,6 +100,7 @@ def nt_xent_loss(
         normalize: L2-normalise both.
         sample_weight: (n,), ≥ 0, of both views of a thing; with weights w the mean is Σ w l / Σ w.
         reduction: ``"mean"`` over the 2n views, ``"sum"``, or ``"none"`` (2n,), first views first.
+        group: processes whose batches are one: see `action_kernels.distributed`.
 
     Returns:
         float32 (float64 for float64 views), a scalar unless ``reduction="none"``; ≥ 0.
@@ -102,15 +111,17 @@ def nt_xent_loss(
     checks.check_choice("reduction", reduction, REDUCTIONS)
     _check_pairs(first=first, second=second)
     n = first.shape[0]
+    processes = processes_of(group)
     scale = logit_scale("temperature", temperature, first)
     rows = prepare_rows(torch.cat((first, second)), normalize=normalize)
     checks.check_finite("first and second", rows)
     positive = _row_products(rows[:n], rows[n:], scale).repeat(2)
-    lse = pairwise_lse(rows, scale=scale, normalized=normalize)
+    lse = lse_across(rows, scale=scale, normalized=normalize, group=processes)
     weights = None
     if sample_weight is not None:
         weights = sample_weights("sample_weight", sample_weight, (n,), rows).repeat(2)
-    return reduce(_picked(lse, positive, 2 * n - 1), reduction, (2 * n,), weights=weights)
+    values = _picked(lse, positive, 2 * n - 1, processes)
+    return reduce(values, reduction, (2 * n,), weights=weights, group=processes)
 
 
 @outside_autocast
@@ -121,6 +132,7 @@ def clip_loss(
     temperature: float | Tensor = 0.07,
     normalize: bool = True,
     reduction: str = "mean",
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """CLIP's symmetric loss (Radford et al. 2021): each image picks its text, and each text its image.
 
@@ -132,6 +144,7 @@ def clip_loss(
             CLIP's logit scale it is ``1 / logit_scale``, or ``(-log_scale).exp()`` of its logarithm.
         normalize: L2-normalise both.
         reduction: ``"mean"`` over the pairs, ``"sum"``, or ``"none"`` (n,).
+        group: processes whose batches are one: see `action_kernels.distributed`.
 
     Returns:
         float32 (float64 for float64 inputs), a scalar unless ``reduction="none"``; ≥ 0.
@@ -142,20 +155,22 @@ def clip_loss(
     checks.check_choice("reduction", reduction, REDUCTIONS)
     _check_pairs(image=image, text=text)
     n = image.shape[0]
+    processes = processes_of(group)
     scale = logit_scale("temperature", temperature, image)
     images, texts = (prepare_rows(each, normalize=normalize) for each in (image, text))
     checks.check_finite("image", images)
     checks.check_finite("text", texts)
-    of_images = pairwise_lse(images, texts, scale=scale, normalized=normalize)
-    of_texts = pairwise_lse(texts, images, scale=scale, normalized=normalize)
-    values = _picked((of_images + of_texts) / 2, _row_products(images, texts, scale), n)
-    return reduce(values, reduction, (n,))
+    of_images = lse_across(images, texts, scale=scale, normalized=normalize, group=processes)
+    of_texts = lse_across(texts, images, scale=scale, normalized=normalize, group=processes)
+    positive = _row_products(images, texts, scale)
+    values = _picked((of_images + of_texts) / 2, positive, n, processes)
+    return reduce(values, reduction, (n,), group=processes)
 
 
-def _picked(lse: Tensor, positive: Tensor, keys: int) -> Tensor:
+def _picked(lse: Tensor, positive: Tensor, keys: int, group: Processes | None) -> Tensor:
     """lse − positive; 0 by definition where the positive is the only key (a NaN stays)."""
     values = non_negative(lse - positive)
-    return values * 0 if keys == 1 else values
+    return values * 0 if keys == 1 and group is None else values
 
 
 def _row_products(rows: Tensor, others: Tensor, scale: float | Tensor) -> Tensor:

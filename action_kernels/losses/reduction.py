@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from action_kernels.distributed import Processes
 from action_kernels.labels import at_pixels
 from action_kernels.ops import checks
+from action_kernels.ops.all_reduce_sum import all_reduce_sum
 from action_kernels.ops.pairwise_lse import accumulation_dtype
 from action_kernels.pixels import LabelledRows
 
@@ -24,8 +26,12 @@ def reduce(
     part: Tensor | None = None,
     weights: Tensor | None = None,
     wrong: Sequence[Tensor | None] = (),
+    group: Processes | None = None,
 ) -> Tensor:
     """Losses of anchors (n,) → Σ w l / Σ w, Σ w l, or w l in `shape`.
+
+    In a group of W processes Σ w is over all of them, and this process's sums are W-fold: their mean
+    over the processes, which DDP takes of gradients, is the loss of the joined batch.
 
     Args:
         part: (n,) bool, the anchors that the mean is taken over; None: all. The others' losses are 0.
@@ -39,12 +45,20 @@ def reduce(
             values = values.masked_fill(each, torch.nan)
     if reduction == "none":
         return values.view(torch.Size(shape))
+    if group is not None:
+        values = values * group.size
     if reduction == "sum":
         return values.sum()
-    if weights is None:
-        return values.sum() / (max(values.numel(), 1) if part is None else part.sum().clamp(min=1))
-    total = (weights if part is None else weights.where(part, 0)).sum()
+    total = all_reduce_sum(_total_weight(values, part, weights), group)
     return values.sum() / total.where(total > 0, 1)
+
+
+def _total_weight(values: Tensor, part: Tensor | None, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        if part is None:
+            return values.new_full((), values.numel())
+        return part.sum().to(values.dtype)
+    return (weights if part is None else weights.where(part, 0)).sum()
 
 
 def anchor_weights(

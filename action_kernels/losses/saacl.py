@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from action_kernels.autocast import outside_autocast
 from action_kernels.classwise import own_class_products
+from action_kernels.distributed import processes_of
 from action_kernels.labels import label_values
 from action_kernels.losses.reduction import REDUCTIONS, anchor_weights
 from action_kernels.losses.scale import logit_scale
@@ -37,6 +39,7 @@ def saacl_loss(
     weight: Tensor | None = None,
     sample_weight: Tensor | None = None,
     reduction: str = "mean",
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """Pull pixels towards those of their class and its centre (ACTION++, eq. 5), in O(n · d) memory.
 
@@ -74,6 +77,8 @@ def saacl_loss(
             Σ w l / Σ w, as `torch.nn.functional.cross_entropy` has it.
         reduction: ``"mean"`` over the anchors that take part, ``"sum"``, or ``"none"`` (of the
             labels' shape, 0 for pixels that take no part).
+        group: processes whose batches are one: see `action_kernels.distributed`. Centres and `keys` are
+            taken to be the same on all of them.
 
     Returns:
         float32 (float64 for float64 features), a scalar unless ``reduction="none"``.
@@ -95,7 +100,9 @@ def saacl_loss(
     weights = anchor_weights(
         anchors, pixel_shape("features", features), num_classes, weight, sample_weight
     )
-    inputs = SupervisedInputs(anchors, keys_of_classes, num_classes, labels.shape, weights)
+    inputs = SupervisedInputs(
+        anchors, keys_of_classes, num_classes, labels.shape, weights, group=processes_of(group)
+    )
     scale = logit_scale("temperature", temperature, anchors.rows)
     count = inputs.positive_counts() + (paired is not None)
     of_positives, of_center = _shares(positives, count, center_weight)
@@ -106,8 +113,8 @@ def saacl_loss(
         of_positives = of_positives.where(~inputs.sole_positive(count), 0)
     vectors = of_center[:, None] * centers.to(of_center.dtype)
     if keys_of_classes is None:
-        products = own_class_products(anchors.rows, anchors.labels, vectors, of_positives)
-        lse = pairwise_lse(anchors.rows, scale=scale, mask=anchors.valid, normalized=normalize)
+        products = inputs.products_with_own_class(vectors, of_positives)
+        lse = inputs.lse(scale, normalized=normalize)
     else:
         vectors = vectors + of_positives[:, None] * keys_of_classes.sums(num_classes)
         products = own_class_products(anchors.rows, anchors.labels, vectors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from action_kernels.centers import RunningClassMeans, allocate_centers, class_centers
@@ -31,6 +32,8 @@ class SAACL(nn.Module):
         center_weight, positives, ignore_index: as in `saacl_loss`.
         adaptive: allocate centres by the running means; False keeps centre c for class c.
         generator: of the queue's first, random content.
+        group: processes whose batches are one: the loss, class means and queue are those of the joined
+            batch (see `action_kernels.distributed`); centres and queue are then the same on all of them.
     """
 
     centers: Tensor
@@ -49,6 +52,7 @@ class SAACL(nn.Module):
         ignore_index: int = -1,
         adaptive: bool = True,
         generator: torch.Generator | None = None,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         check_temperature("temperature", temperature)
@@ -57,10 +61,13 @@ class SAACL(nn.Module):
         self.positives, self.ignore_index, self.adaptive = positives, ignore_index, adaptive
         self.register_buffer("centers", class_centers(num_classes, dim))
         self.register_buffer("allocation", torch.arange(num_classes))
-        self.class_means = RunningClassMeans(num_classes, dim, momentum)
+        self._group = group
+        self.class_means = RunningClassMeans(num_classes, dim, momentum, group=group)
         self.queue = None
         if queue_size:
-            self.queue = MemoryQueue(queue_size, dim, no_class=ignore_index, generator=generator)
+            self.queue = MemoryQueue(
+                queue_size, dim, no_class=ignore_index, generator=generator, group=group
+            )
 
     def allocated_centers(self) -> Tensor:
         """(K, d): row c is the centre that class c is drawn to."""
@@ -100,7 +107,7 @@ class SAACL(nn.Module):
             key_labels=None if self.queue is None else self.queue.labels,
             paired_keys=paired_keys, positives=self.positives, mask=mask,
             ignore_index=self.ignore_index, weight=weight, sample_weight=sample_weight,
-            reduction=reduction,
+            reduction=reduction, group=self._group,
         )  # fmt: skip
         if self.training:
             if self.queue is not None:

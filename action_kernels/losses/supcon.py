@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from action_kernels.autocast import outside_autocast
@@ -15,7 +16,6 @@ from action_kernels.losses.supervised import (
     anchor_losses,
     supervised_inputs,
 )
-from action_kernels.ops import pairwise_lse
 
 
 @outside_autocast
@@ -36,6 +36,7 @@ def supcon_loss(
     sample_weight: Tensor | None = None,
     mean_over: str = "anchors",
     reduction: str = "mean",
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """Supervised contrastive loss (Khosla et al. 2020, L_out), in O((n + m + K) · d) memory.
 
@@ -65,6 +66,8 @@ def supcon_loss(
             (anchor, positive), so that an anchor counts as often as it has positives.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` (of the labels' shape, 0 for pixels that take no
             part).
+        group: processes whose batches are one: see `action_kernels.distributed`. Needs num_classes;
+            `keys` are taken to be the same on all of them.
 
     Returns:
         float32 (float64 for float64 features), a scalar unless ``reduction="none"``; ≥ 0.
@@ -76,7 +79,7 @@ def supcon_loss(
     inputs = supervised_inputs(
         features, labels, num_classes=num_classes, keys=keys, key_labels=key_labels, mask=mask,
         key_mask=key_mask, own_index=own_keys, ignore_index=ignore_index, normalize=normalize, weight=weight,
-        sample_weight=sample_weight, mean_over=mean_over, reduction=reduction,
+        sample_weight=sample_weight, mean_over=mean_over, reduction=reduction, group=group,
     )  # fmt: skip
     anchors, others = inputs.anchors, inputs.keys
     scale = logit_scale("temperature", temperature, anchors.rows)
@@ -86,15 +89,12 @@ def supcon_loss(
     count = inputs.positive_counts()
     share = (1 / count.clamp(min=1)).where((count > 0) & ~inputs.sole_positive(count), 0)
     if others is None:
-        nothing = anchors.rows.new_zeros(inputs.num_classes, anchors.rows.shape[1])
-        products = own_class_products(anchors.rows, anchors.labels, nothing, share)
-        lse = pairwise_lse(anchors.rows, scale=scale, mask=anchors.valid, normalized=normalize)
+        nothing = share.new_zeros(inputs.num_classes, anchors.rows.shape[1])
+        products = inputs.products_with_own_class(nothing, share)
     else:
         vectors = share[:, None] * others.sums(inputs.num_classes)
         products = own_class_products(anchors.rows, anchors.labels, vectors)
-        lse = pairwise_lse(
-            anchors.rows, others.rows, scale=scale, mask=anchors.valid, key_mask=others.valid
-        )
+    lse = inputs.lse(scale, normalized=normalize)
     values = non_negative(anchor_losses(anchors, lse, share * count, products, scale))
     return inputs.reduce(values, reduction, mean_over)
 

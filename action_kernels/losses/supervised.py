@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from action_kernels.classwise import own_class_products
+from action_kernels.distributed import Processes, processes_of
 from action_kernels.labels import LabelValues, label_values, renumbered
 from action_kernels.losses.own_keys import OwnKeys, own_keys
 from action_kernels.losses.reduction import MEAN_OVER, REDUCTIONS, anchor_weights, reduce
-from action_kernels.ops import checks
+from action_kernels.ops import checks, pairwise_lse
+from action_kernels.ops.all_reduce_sum import all_reduce_sum
+from action_kernels.ops.lse_across import lse_across
 from action_kernels.pixels import LabelledRows, check_keys, labelled_rows, pixel_shape
 
 
@@ -24,12 +29,34 @@ class SupervisedInputs:
     shape: torch.Size  # of the labels
     weights: Tensor | None
     own: OwnKeys | None = None  # keys that are left out, each for one anchor
+    group: Processes | None = None  # of processes, whose anchors are one batch
 
     def positive_counts(self) -> Tensor:
         """Positives of an anchor of each class, (K,)."""
         if self.keys is None:
-            return (self.anchors.counts(self.num_classes) - 1).clamp(min=0)
+            return (self.anchor_counts() - 1).clamp(min=0)
         return self.keys.counts(self.num_classes)
+
+    def anchor_counts(self) -> Tensor:
+        """Anchors of each class, (K,), in all processes of the group."""
+        return all_reduce_sum(self.anchors.counts(self.num_classes), self.group)
+
+    def products_with_own_class(self, vectors: Tensor, own_weight: Tensor) -> Tensor:
+        """φ_i · (v_{y_i} + w_{y_i} (S_{y_i} − φ_i)), (n,), S the class sums over all processes."""
+        rows, labels = self.anchors.rows, self.anchors.labels
+        if self.group is None:
+            return own_class_products(rows, labels, vectors, own_weight)
+        sums = all_reduce_sum(self.anchors.sums(self.num_classes), self.group)
+        products = own_class_products(rows, labels, vectors + own_weight[:, None] * sums)
+        squares = rows.to(products.dtype).square().sum(1)
+        return products - self.anchors.of_own_class(own_weight) * squares
+
+    def lse(self, scale: float | Tensor, *, normalized: bool) -> Tensor:
+        """Log-sum-exp over all other anchors, or over the keys, (n,)."""
+        rows, mask = self.anchors.rows, self.anchors.valid
+        if self.keys is None:
+            return lse_across(rows, scale=scale, mask=mask, normalized=normalized, group=self.group)
+        return pairwise_lse(rows, self.keys.rows, scale=scale, mask=mask, key_mask=self.keys.valid)
 
     def positives_of_anchors(self) -> Tensor:
         """Positives of every anchor, (n,)."""
@@ -38,11 +65,8 @@ class SupervisedInputs:
 
     def sole_positive(self, positive_counts: Tensor) -> Tensor:
         """(K,) bool: the only key of such an anchor is its positive, so that the loss is 0 by definition."""
-        if self.keys is None:
-            others = self.anchors.counts(self.num_classes).sum() - 1
-        else:
-            others = positive_counts.sum()
-        return (positive_counts == 1) & (others == 1)
+        others = positive_counts if self.keys is not None else self.anchor_counts()
+        return (positive_counts == 1) & (others.sum() == (1 if self.keys is not None else 2))
 
     def reduce(self, values: Tensor, reduction: str, mean_over: str = "anchors") -> Tensor:
         """Losses of the anchors (n,) as asked for."""
@@ -54,7 +78,9 @@ class SupervisedInputs:
             elif reduction == "mean":  # over pairs: an anchor counts as often as it has positives
                 weights = counts if weights is None else weights * counts
         wrong = (self.anchors.wrong, None if self.keys is None else self.keys.wrong)
-        return reduce(values, reduction, self.shape, part=part, weights=weights, wrong=wrong)
+        return reduce(
+            values, reduction, self.shape, part=part, weights=weights, wrong=wrong, group=self.group
+        )
 
 
 def supervised_inputs(
@@ -73,8 +99,12 @@ def supervised_inputs(
     sample_weight: Tensor | None,
     mean_over: str,
     reduction: str,
+    group: dist.ProcessGroup | None = None,
 ) -> SupervisedInputs:
     """Check the arguments of a loss over labelled anchors, and bring them into one form."""
+    processes = processes_of(group)
+    if processes is not None:
+        _check_with_group(num_classes, weight, own_index)
     checks.check_choice("reduction", reduction, REDUCTIONS)
     checks.check_choice("mean_over", mean_over, MEAN_OVER)
     values = [
@@ -108,7 +138,18 @@ def supervised_inputs(
     weights = anchor_weights(
         anchors, pixel_shape("features", features), num_classes, weight, sample_weight
     )
-    return SupervisedInputs(anchors, others, num_classes, labels.shape, weights, own)
+    return SupervisedInputs(anchors, others, num_classes, labels.shape, weights, own, processes)
+
+
+def _check_with_group(
+    num_classes: int | None, weight: Tensor | None, own_index: Tensor | None
+) -> None:
+    if num_classes is None and weight is None:
+        raise ValueError(
+            "num_classes must be given with group: each process sees labels of its own only"
+        )
+    if own_index is not None:
+        raise ValueError("own_keys cannot be combined with group")
 
 
 def _key_label_values(

@@ -1,0 +1,194 @@
+"""Losses over several processes, for processes that are started with `run` (see test_distributed.py).
+
+Every process holds a slice of a joined batch and a copy of one linear map under DDP; what it leaves behind is its
+loss, the gradients of the map (the mean over the processes) and of its own inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import action_kernels as ak
+from action_kernels import distributed
+
+CLASSES, INPUTS, DIM = 4, 6, 16
+
+
+@dataclass(frozen=True)
+class Batch:
+    inputs: Tensor  # (n, 2, INPUTS): two views of every row
+    labels: Tensor  # (n,), −1 where a row takes no part
+    mask: Tensor
+    queue: Tensor  # the same in every process
+    queue_labels: Tensor
+
+
+class Model(nn.Module):
+    """An embedding, and a temperature that learns."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.embedding = nn.Linear(INPUTS, DIM, bias=False, dtype=dtype)
+        sums = torch.float64 if dtype == torch.float64 else torch.float32
+        self.log_temperature = nn.Parameter(torch.tensor(0.2, dtype=sums).log())
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows = self.embedding(inputs.flatten(0, 1)).view(*inputs.shape[:2], DIM)
+        return rows[:, 0], rows[:, 1], self.log_temperature.exp()
+
+
+Loss = Callable[..., Tensor]
+
+
+def supcon(first, _second, tau, batch, group):
+    return ak.supcon_loss(
+        first, batch.labels, mask=batch.mask, num_classes=CLASSES, temperature=tau, group=group
+    )
+
+
+def supcon_sum_with_positives(first, _second, tau, batch, group):
+    return ak.supcon_loss(
+        first, batch.labels, num_classes=CLASSES, temperature=tau, group=group, reduction="sum",
+        mean_over="with_positives",
+    )  # fmt: skip
+
+
+def supcon_over_a_shared_memory(first, _second, tau, batch, group):
+    return ak.supcon_loss(
+        first, batch.labels, keys=batch.queue.to(first.dtype), key_labels=batch.queue_labels,
+        num_classes=CLASSES, temperature=tau, group=group,
+    )  # fmt: skip
+
+
+def saacl_batch(first, _second, tau, batch, group, positives="mean"):
+    centers = ak.class_centers(CLASSES, DIM)
+    return ak.saacl_loss(
+        first, batch.labels, centers, mask=batch.mask, temperature=tau, positives=positives,
+        weight=torch.tensor([1.0, 2.0, 0.5, 0.0]), group=group,
+    )  # fmt: skip
+
+
+def saacl_module(first, second, tau, batch, group):
+    """Three steps, so that class means, allocation and queue of the earlier ones count."""
+    saacl = ak.SAACL(CLASSES, DIM, queue_size=11, group=group)
+    for step in range(2):
+        rolled = (first.detach().float() + step).to(first.dtype)
+        saacl(rolled, batch.labels, paired_keys=rolled, mask=batch.mask)
+    return saacl(first, batch.labels, paired_keys=second.detach(), mask=batch.mask, temperature=tau)
+
+
+def info_nce(first, second, tau, batch, group):
+    return ak.info_nce_loss(first, second, temperature=tau, group=group)
+
+
+def nt_xent(first, second, tau, batch, group):
+    weight = 1 + batch.labels.clamp(min=0).float()
+    return ak.nt_xent_loss(first, second, temperature=tau, sample_weight=weight, group=group)
+
+
+def clip(first, second, tau, batch, group):
+    return ak.clip_loss(first, second, temperature=tau, group=group)
+
+
+_NAMED = (
+    supcon, supcon_sum_with_positives, supcon_over_a_shared_memory, saacl_batch, saacl_module, info_nce,
+    nt_xent, clip,
+)  # fmt: skip
+LOSSES: dict[str, Loss] = {loss.__name__: loss for loss in _NAMED}
+LOSSES["saacl_balanced"] = partial(saacl_batch, positives="balanced")
+
+# rows of each process: uneven, an empty one, and one whose rows all take no part
+SPLITS = {"uneven": (9, 14, 4), "empty": (13, 0, 14), "all left out": (10, 8, 9)}
+
+
+def joined_batch(split: str) -> Batch:
+    generator = torch.Generator().manual_seed(3)
+    total = sum(SPLITS[split])
+    labels = torch.randint(-1, CLASSES, (total,), generator=generator)
+    mask = torch.rand(total, generator=generator) < 0.8
+    if split == "all left out":
+        mask[SPLITS[split][0] : sum(SPLITS[split][:2])] = False
+    return Batch(
+        torch.randn(total, 2, INPUTS, generator=generator),
+        labels,
+        mask,
+        torch.randn(7, DIM, generator=generator),
+        torch.randint(-1, CLASSES, (7,), generator=generator),
+    )
+
+
+def own_part(batch: Batch, split: str, rank: int, size: int) -> Batch:
+    counts = list(SPLITS[split][:size])
+    counts[-1] = sum(SPLITS[split]) - sum(counts[:-1])
+    start = sum(counts[:rank])
+    own = slice(start, start + counts[rank])
+    return Batch(
+        batch.inputs[own], batch.labels[own], batch.mask[own], batch.queue, batch.queue_labels
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    loss: str
+    split: str = "uneven"
+    dtype: torch.dtype = torch.float32
+    ring: bool = False
+    compiled: bool = False
+
+    def name(self) -> str:
+        parts = [self.loss, self.split, str(self.dtype).removeprefix("torch.")]
+        parts += ["ring"] * self.ring + ["compiled"] * self.compiled
+        return "-".join(parts)
+
+
+CASES = [
+    *(Case(loss, split) for loss in LOSSES for split in SPLITS),
+    *(Case(loss, ring=True) for loss in ("supcon", "clip")),
+    *(Case(loss, dtype=dtype) for loss in ("saacl_batch", "clip") for dtype in (torch.float64, torch.bfloat16)),
+    Case("supcon", compiled=True),
+]  # fmt: skip
+
+
+def result(case: Case, batch: Batch, model: nn.Module, group: dist.ProcessGroup | None) -> dict[str, Tensor]:  # fmt: skip
+    inputs = batch.inputs.to(case.dtype).requires_grad_()
+    loss_of = LOSSES[case.loss]
+
+    def step(inputs: Tensor) -> Tensor:
+        first, second, tau = model(inputs)
+        return loss_of(first, second, tau, batch, group)
+
+    if case.compiled:
+        loss_of = torch.compile(loss_of, fullgraph=True, backend="aot_eager")
+    loss = step(inputs)
+    loss.backward()
+    inner = model.module if hasattr(model, "module") else model
+    return {
+        "loss": loss.detach(),
+        "embedding": inner.embedding.weight.grad,
+        "temperature": inner.log_temperature.grad,
+        "inputs": inputs.grad,
+    }
+
+
+def run(rank: int, size: int, folder: str) -> None:
+    """All cases in process `rank` of `size`; the results to ``<folder>/<size>-<rank>.pt``."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous-{size}", rank=rank, world_size=size
+    )
+    group, results = dist.group.WORLD, {}
+    for case in CASES:
+        distributed.GATHER_LIMIT = 0 if case.ring else 1 << 30
+        model = nn.parallel.DistributedDataParallel(Model(case.dtype))
+        batch = own_part(joined_batch(case.split), case.split, rank, size)
+        results[case.name()] = result(case, batch, model, group)
+    torch.save(results, f"{folder}/{size}-{rank}.pt")
+    dist.barrier()  # no process leaves while another still speaks to it
+    dist.destroy_process_group()
