@@ -18,6 +18,7 @@ from action_kernels.trainer.networks import (
     build_network,
     load_network,
 )
+from action_kernels.trainer.networks.layers import InstanceNorm
 
 SIZE = {2: (32, 48), 3: (32, 16, 16)}
 NAMES = ["unet", "vnet", "basic-unet"]
@@ -176,6 +177,29 @@ def test_the_vnet_drops_whole_channels_at_the_bottleneck_and_before_the_output()
         assert dropped.any()
         kept = ~dropped[:, :, None, None, None] & torch.ones_like(after, dtype=torch.bool)
         torch.testing.assert_close(after[kept], 2 * before[kept])
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_instance_normalisation_is_pytorchs(dims, channels_last):
+    ours, theirs = InstanceNorm(5), (nn.InstanceNorm2d, nn.InstanceNorm3d)[dims - 2](5, affine=True)
+    with torch.no_grad():
+        ours.weight.uniform_(0.5, 2)
+        ours.bias.uniform_(-1, 1)
+    theirs.load_state_dict(ours.state_dict())
+    layout = {2: torch.channels_last, 3: torch.channels_last_3d}[dims]
+    features = 3 + torch.randn(3, 5, *SIZE[dims])
+    if channels_last:
+        features = features.contiguous(memory_format=layout)
+    found = []
+    for norm in (ours, theirs):
+        leaf = features.clone(memory_format=torch.preserve_format).requires_grad_()
+        out = norm(leaf)
+        out.square().sum().backward()
+        found.append((out, leaf.grad, norm.weight.grad, norm.bias.grad))
+    assert found[0][0].is_contiguous(memory_format=layout) == channels_last
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other, rtol=2e-4, atol=2e-4)
 
 
 def test_names_in_a_state_dict_stay():

@@ -24,14 +24,40 @@ CHANNEL_DROPOUT: dict[int, type[nn.Dropout2d] | type[nn.Dropout3d]] = {
     3: nn.Dropout3d,
 }
 _BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-_INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+
+
+class InstanceNorm(nn.Module):
+    """Instance normalisation with a scale and shift per channel; its state dict is that of PyTorch's.
+
+    Each image goes through the batch normalisation kernel on its own: on a CPU PyTorch's instance normalisation
+    copies a channels-last map to the other layout and back, which takes three times as long.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, features: Tensor) -> Tensor:
+        if features.device.type != "cpu":
+            return functional.instance_norm(
+                features, weight=self.weight, bias=self.bias, eps=self.eps
+            )
+        images = [
+            functional.batch_norm(
+                image, None, None, self.weight, self.bias, training=True, eps=self.eps
+            )
+            for image in features.split(1)
+        ]
+        return torch.cat(images)
 
 
 def normalisation(norm: Norm, channels: int, spatial_dims: int) -> nn.Module:
     """Batch normalisation, or instance normalisation with a scale and shift of its own per channel."""
     if norm == "batch":
         return _BATCH_NORM[spatial_dims](channels)
-    return _INSTANCE_NORM[spatial_dims](channels, affine=True)
+    return InstanceNorm(channels)
 
 
 def max_pooled(features: Tensor) -> Tensor:

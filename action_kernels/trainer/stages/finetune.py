@@ -21,7 +21,7 @@ from ..data.transforms import draw_strong_augmentation
 from ..method.objectives import pseudo_label_loss, supervised_loss
 from ..method.pseudo_labels import PseudoLabelled, mix_images, pseudo_label
 from ..method.teacher import make_teacher, ramped_momentum, update_teacher
-from ..networks import Embeddings
+from ..networks import Embeddings, Pyramid
 from .stage import Losses, Setup, detached
 
 
@@ -82,32 +82,23 @@ class Finetune:
             strong = draw_strong_augmentation(len(pseudo.images))
             pseudo = pseudo.with_images(strong.apply(pseudo.images))
         with self.setup.autocast:
-            logits, pyramid = self.student(batch.images)
-            mixed_logits, mixed_pyramid = self.student(pseudo.images)
+            labelled, mixed = self.student(batch.images), self.student(pseudo.images)
 
         losses = {
-            "supervised": supervised_loss(logits, batch.labels),
+            "supervised": supervised_loss(labelled[0], batch.labels),
             "pseudo_label": pseudo_label_loss(
-                mixed_logits,
+                mixed[0],
                 pseudo.labels,
                 pseudo.confidence,
                 config.strong_threshold,
                 config.pseudo_label_weighting,
             ),
         }
-        tau = self.temperature(iteration)
-        with self.setup.autocast:
-            if teacher_embeddings is not None:
-                embeddings = self.student.embeddings(pyramid)
-                losses["saacl"] = self.saacl_loss(
-                    embeddings, teacher_embeddings, logits, batch.labels, tau
-                )
-            if config.anco_weight:
-                levels = zip(pyramid, mixed_pyramid, strict=True)
-                embeddings = self.student.embeddings(tuple(torch.cat(pair) for pair in levels))
-                all_labels = torch.cat([batch.labels, pseudo.reliable(config.weak_threshold)])
-                losses["anco"] = self.anco_loss(
-                    embeddings, torch.cat([logits, mixed_logits]), all_labels, tau
+        if config.saacl_weight or config.anco_weight:
+            tau = self.temperature(iteration)
+            with self.setup.autocast:
+                losses |= self.contrastive_losses(
+                    labelled, mixed, batch.labels, pseudo, teacher_embeddings, tau
                 )
 
         total = self.weighted(losses)
@@ -141,59 +132,87 @@ class Finetune:
             _, pyramid = self.teacher(batch.images)
             return pseudo, self.teacher.embeddings(pyramid)
 
-    def saacl_loss(
+    def contrastive_losses(
         self,
-        embeddings: Embeddings,
-        teacher_embeddings: Embeddings,
-        logits: Tensor,
+        labelled: tuple[Tensor, Pyramid],
+        mixed: tuple[Tensor, Pyramid],
         labels: Tensor,
+        pseudo: PseudoLabelled,
+        teacher_embeddings: Embeddings | None,
         temperature: float,
-    ) -> Tensor:
-        """SAACL (eq. 5) in queue form on labelled pixels, the same number of every class present."""
-        index, counts = sample_pixels(
+    ) -> Losses:
+        """SAACL and AnCo, those with a weight. One evaluation of the head serves the pixels of both."""
+        config, (logits, pyramid) = self.config, labelled
+        losses: Losses = {}
+        saacl_index = anco_index = labels.new_empty(0, config.queries_per_class)
+        if config.saacl_weight:
+            saacl_index, counts = self.draw_pixels(logits, labels)
+        if config.anco_weight:
+            # The labelled images come first, so that SAACL's pixels keep their numbers.
+            pyramid = tuple(torch.cat(levels) for levels in zip(pyramid, mixed[1], strict=True))
+            all_labels = torch.cat([labels, pseudo.reliable(config.weak_threshold)])
+            all_logits = torch.cat([logits, mixed[0]])
+            anco_index, _ = self.draw_pixels(all_logits, all_labels, config.strong_threshold)
+        embeddings = self.student.embeddings(pyramid)
+        rows = embeddings.at(torch.cat([saacl_index, anco_index])).float()
+        saacl_rows, anco_rows = rows.split([len(saacl_index), len(anco_index)])
+        if teacher_embeddings is not None:
+            with torch.no_grad():
+                keys = teacher_embeddings.at(saacl_index).float()
+            losses["saacl"] = self.saacl_loss(saacl_rows, keys, counts, temperature)
+        if config.anco_weight:
+            losses["anco"] = self.anco_loss(
+                anco_rows, anco_index, embeddings, all_labels, temperature
+            )
+        return losses
+
+    def draw_pixels(
+        self, logits: Tensor, labels: Tensor, threshold: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Pixels (K, q) of every class, only hard ones if there is a threshold, and the counts of candidates."""
+        return sample_pixels(
             logits.detach(),
             labels,
             self.config.queries_per_class,
             num_classes=self.setup.num_classes,
+            threshold=threshold,
         )
-        classes = torch.arange(len(counts), device=labels.device).where(counts > 0, -1)
-        with torch.no_grad():
-            teacher_features = teacher_embeddings.at(index.flatten())
+
+    def saacl_loss(self, rows: Tensor, keys: Tensor, counts: Tensor, temperature: float) -> Tensor:
+        """SAACL (eq. 5) in queue form on labelled pixels (K, q, d), the same number of every class present."""
+        classes = torch.arange(len(counts), device=rows.device).where(counts > 0, -1)
         return self.saacl(
-            embeddings.at(index.flatten()),
-            classes[:, None].expand_as(index).flatten(),
-            paired_keys=teacher_features,
+            rows.flatten(0, 1),
+            classes[:, None].expand(rows.shape[:2]).flatten(),
+            paired_keys=keys.flatten(0, 1),
             temperature=temperature,
         )
 
     def anco_loss(
-        self, embeddings: Embeddings, logits: Tensor, labels: Tensor, temperature: float
+        self,
+        rows: Tensor,
+        index: Tensor,
+        embeddings: Embeddings,
+        labels: Tensor,
+        temperature: float,
     ) -> Tensor:
         """Anatomical contrast on all pixels whose label or pseudo-label is reliable enough (others: −1).
 
-        Queries are hard pixels; the positive key is the class's mean embedding; negatives are shared by a class's
-        queries, their classes drawn at the temperature of the loss.
+        Queries are hard pixels (K, q, d); the positive key is the class's mean embedding; negatives are shared by a
+        class's queries, their classes drawn at the temperature of the loss.
         """
-        config = self.config
-        index, _ = sample_pixels(
-            logits.detach(),
-            labels,
-            config.queries_per_class,
-            num_classes=self.setup.num_classes,
-            threshold=config.strong_threshold,
-        )
         with torch.no_grad():
             prototypes, _ = embeddings.prototypes(labels)
             negatives = draw_negatives(
-                prototypes, labels, config.negatives_per_class, temperature=temperature
+                prototypes, labels, self.config.negatives_per_class, temperature=temperature
             )
-            bank = embeddings.at(negatives.flatten())
-            rows = torch.arange(bank.shape[0], device=bank.device).view_as(negatives)
+            bank = embeddings.at(negatives.flatten()).float()
+            bank_rows = torch.arange(bank.shape[0], device=bank.device).view_as(negatives)
         return anatomical_contrast_loss(
-            embeddings.at(index),
+            rows,
             prototypes,
             bank,
-            rows.where(negatives >= 0, -1),
+            bank_rows.where(negatives >= 0, -1),
             temperature=temperature,
             mask=index >= 0,
         )

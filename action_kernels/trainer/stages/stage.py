@@ -17,6 +17,7 @@ from ..method.optimisation import Optimisation
 from ..networks import SegmentationModel, build_network
 
 Losses: TypeAlias = dict[str, Tensor]
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 class Stage(Protocol):
@@ -93,6 +94,10 @@ class Setup:
                 f"--patch-size: {' '.join(map(str, self.patch))} was given, multiples of {stride} are accepted by "
                 f"--network {config.network} with these --widths"
             )
+        # Half of the time in bfloat16 on a CPU: its convolutions and normalisations read channels-last.
+        if self.device.type == "cpu":
+            channels_last: Any = {"memory_format": CHANNELS_LAST[self.task.spatial_dims]}
+            network = network.to(**channels_last)
         return network.to(self.device)
 
     def model(self) -> SegmentationModel:

@@ -241,3 +241,30 @@ def test_a_users_own_network(make_stage, make_batch, tmp_path, monkeypatch):
         stage = make_stage(name, task, network="mine:network", patch_size=16)
         losses = stage.step(make_batch(task, size=16), 0)
         assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+@pytest.mark.parametrize("name", [pytest.param("finetune", marks=pytest.mark.slow), "supervised"])
+def test_the_loss_curve_of_bf16_stays_with_float32s(make_stage, make_batch, name):
+    """Of 40 steps on four batches in turn: they learn, and apart they are by a fraction of what they learn."""
+    batches = [make_batch(seed=seed) for seed in range(4)]
+    for batch in batches:  # something to learn: labels that follow from the image
+        batch.labels.copy_((batch.images[:, 0] > 0).long() + (batch.images[:, 0] > 1).long())
+    curves = {}
+    for amp in ("off", "bf16"):
+        stage = make_stage(name, amp=amp, max_iterations=200, dropout=0.0, learning_rate=0.1)
+        torch.manual_seed(3)
+        curves[amp] = torch.stack(
+            [stage.step(batches[step % 4], step)["supervised"] for step in range(40)]
+        )
+    learnt = curves["off"][:4].mean() - curves["off"][-4:].mean()
+    assert learnt > 0.3 * curves["off"][:4].mean()
+    assert (curves["bf16"] - curves["off"]).abs().mean() < 0.1 * learnt
+
+
+def test_on_a_cpu_the_network_is_channels_last(make_stage, make_batch):
+    stage = make_stage("finetune")
+    _, pyramid = stage.student(make_batch().images)
+    assert all(level.is_contiguous(memory_format=torch.channels_last) for level in pyramid)
+    volumes = make_stage("supervised", SOLID, patch_size=16, network="vnet", widths=(4, 6, 8))
+    _, pyramid = volumes.modules["network"](make_batch(SOLID, size=16).images)
+    assert all(level.is_contiguous(memory_format=torch.channels_last_3d) for level in pyramid)
