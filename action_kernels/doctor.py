@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import itertools
 import platform
 import warnings
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,7 @@ FALLBACK = "fallback"
 LEGEND = {
     "reference": "PyTorch, and meant so: float64, and what has no other kernel for the dtype",
     FALLBACK: "PyTorch in place of a backend that is not available (see above): slower",
+    "/": "forward pass / backward pass",
     "raises": "the backend is misconfigured or does not serve this device (see above), or has no kernel",
 }
 
@@ -125,21 +127,18 @@ def _state(backend: registry.Backend, problem: str | None) -> tuple[str, Iterabl
 
 def _choices() -> Iterator[str]:
     """A table of ops and dtypes for each kind of device, and what its words mean."""
-    used = set()
+    rows = []
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
-        names = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
-        yield _row(device, names)
-        for op in ops.__all__:
-            choices = [_choice(op, device, dtype) for dtype in DTYPES]
-            used.update(choices)
-            yield _row(f"  {op}", choices)
-    for word, meaning in LEGEND.items():
-        if any(word in choice for choice in used):
-            yield f"{word}: {meaning}"
-
-
-def _row(title: str, cells: list[str]) -> str:
-    return (f"{title:<24}" + "".join(f"{cell:<11}" for cell in cells)).rstrip()
+        rows.append([device, *(str(dtype).removeprefix("torch.") for dtype in DTYPES)])
+        rows += [
+            [f"  {op}", *(_choice(op, device, dtype) for dtype in DTYPES)] for op in ops.__all__
+        ]
+    widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        yield "".join(cells).rstrip()
+    used = "".join(itertools.chain.from_iterable(rows))
+    yield from (f"{word}: {meaning}" for word, meaning in LEGEND.items() if word in used)
 
 
 def _choice(op: str, device: str, dtype: torch.dtype) -> str:

@@ -314,7 +314,7 @@ def test_an_unknown_instruction_set_is_explained(in_each):
         line = line_of("cpu", result.stdout)
         assert "ready" not in line
         assert f"its ops raise: {message}; supported here: auto, " in line
-        assert "pairwise_lse          raises" in result.stdout
+        assert re.search(r"pairwise_lse +raises", result.stdout)
         assert result.stderr.startswith(f"RuntimeError: {message}")
         assert result.stderr.count("\n") == 1
 
@@ -463,7 +463,7 @@ def test_an_installed_package_says_where_it_is():
 def test_the_doctor_lists_the_public_ops_and_where_the_reference_is_meant():
     report = doctor(ACTION_KERNELS_BACKEND="auto")
     table = report[report.index("backend of each op") :].splitlines()[2:]
-    rows = {line.split()[0]: line.split()[1:] for line in table if ":" not in line}
+    rows = {line.split()[0]: line.split()[1:] for line in table if ": " not in line}
     assert sorted(rows) == sorted(action_kernels.ops.__all__)
     assert rows["pairwise_lse"] == ["cpu", "cpu", "cpu", "reference"]
     assert "fallback" not in report
