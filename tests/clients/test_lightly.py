@@ -18,7 +18,8 @@ from lightly.loss import NTXentLoss
 from lightly.models.modules import MoCoProjectionHead, SimCLRProjectionHead
 from lightly.models.utils import update_momentum
 
-from action_kernels import MemoryQueue, info_nce_loss, nt_xent_loss
+import action_kernels
+from action_kernels import MemoryQueue, info_nce_loss
 
 N, CHANNELS, D, STEPS, BANK = 24, 12, 16, 5, 96
 
@@ -49,10 +50,11 @@ def simclr_theirs(dtype):
 def simclr_ours(dtype):
     model = SimCLRProjectionHead(CHANNELS, 32, D).to(dtype)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    criterion = action_kernels.NTXentLoss(temperature=0.5)
     for step in range(STEPS):
         x0, x1 = views(dtype, step)
         z0, z1 = model(x0), model(x1)
-        loss = nt_xent_loss(z0, z1, temperature=0.5)
+        loss = criterion(z0, z1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

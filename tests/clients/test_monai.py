@@ -17,7 +17,7 @@ from monai.losses import ContrastiveLoss, DiceCELoss
 from monai.networks.nets import UNet
 from monai.transforms import Compose, EnsureChannelFirstd, EnsureTyped, RandFlipd, ScaleIntensityd
 
-from action_kernels import SAACL, class_centers, nt_xent_loss, saacl_loss, supcon_loss
+from action_kernels import SAACL, NTXentLoss, class_centers, saacl_loss, supcon_loss
 
 N, D, CLASSES, SIZE = 17, 16, 3, 16
 
@@ -39,10 +39,11 @@ def pretraining_theirs(dtype):
 def pretraining_ours(dtype):
     model = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, D)).to(dtype)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    contrastive_loss = NTXentLoss(temperature=0.25)
     for _ in range(4):
         image = torch.randn(N, 12, dtype=dtype)
         outputs_v1, outputs_v2 = model(image), model(image + 0.5 * torch.randn_like(image))
-        loss = nt_xent_loss(outputs_v1, outputs_v2, temperature=0.25)
+        loss = contrastive_loss(outputs_v1, outputs_v2)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

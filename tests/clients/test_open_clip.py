@@ -8,9 +8,9 @@ import pytest
 import torch
 from drop_in import TOLERANCE, assert_drop_in
 from torch import nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
-from action_kernels import clip_loss
+from action_kernels import clip_loss, siglip_loss
 
 N, D, STEPS = 29, 16, 4
 
@@ -68,3 +68,34 @@ def clip_ours(dtype, scale):
 def test_clip(dtype, scale):
     """Loss and gradients, that of the scale's logarithm with them, after some steps of its training."""
     assert_drop_in(clip_theirs, clip_ours, dtype, scale)
+
+
+def siglip_theirs(dtype, scale):
+    model = TwoTowers(scale, bias=-10.0).to(dtype)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    signs = 2 * torch.eye(N, dtype=dtype) - 1
+    for step in range(STEPS):
+        image, text, logit_scale, logit_bias = model(*batch(dtype, step))
+        logits = logit_scale * image @ text.T + logit_bias
+        loss = -logsigmoid(signs * logits).sum() / N
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return loss, *(parameter.grad for parameter in model.parameters())
+
+
+def siglip_ours(dtype, scale):
+    model = TwoTowers(scale, bias=-10.0).to(dtype)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for step in range(STEPS):
+        image, text, logit_scale, logit_bias = model(*batch(dtype, step))
+        loss = siglip_loss(image, text, temperature=1 / logit_scale, bias=logit_bias)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return loss, *(parameter.grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0, 100.0])
+def test_siglip(dtype, scale):
+    assert_drop_in(siglip_theirs, siglip_ours, dtype, scale)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 from drop_in import TOLERANCE, assert_drop_in
@@ -15,6 +13,8 @@ pml = pytest.importorskip(
 
 from action_kernels import (  # noqa: E402
     MemoryQueue,
+    MultiPositiveNTXentLoss,
+    SupConLoss,
     multi_positive_nt_xent_loss,
     supcon_loss,
 )
@@ -50,7 +50,7 @@ def supcon_theirs(dtype):
 
 def supcon_ours(dtype):
     trunk, optimizer = network(dtype)
-    criterion = partial(supcon_loss, temperature=0.1, mean_over="with_positives")
+    criterion = SupConLoss(temperature=0.1, mean_over="with_positives")
     for step in range(STEPS):
         images, labels = batch(dtype, step)
         optimizer.zero_grad()
@@ -78,7 +78,7 @@ def nt_xent_theirs(dtype):
 
 def nt_xent_ours(dtype):
     trunk, optimizer = network(dtype)
-    criterion = partial(multi_positive_nt_xent_loss, temperature=0.2, mean_over="pairs")
+    criterion = MultiPositiveNTXentLoss(temperature=0.2, mean_over="pairs")
     for step in range(STEPS):
         images, labels = batch(dtype, step)
         optimizer.zero_grad()
@@ -107,7 +107,7 @@ def references_theirs(dtype, criterion):
 
 def supcon_references_ours(dtype, criterion):
     trunk, optimizer = network(dtype)
-    criterion = partial(supcon_loss, temperature=0.1, mean_over="with_positives")
+    criterion = SupConLoss(temperature=0.1, mean_over="with_positives")
     for step in range(STEPS):
         (images, labels), (others, other_labels) = batch(dtype, step), batch(dtype, 100 + step)
         optimizer.zero_grad()
@@ -120,7 +120,7 @@ def supcon_references_ours(dtype, criterion):
 
 def nt_xent_references_ours(dtype, criterion):
     trunk, optimizer = network(dtype)
-    criterion = partial(multi_positive_nt_xent_loss, temperature=0.1, mean_over="pairs")
+    criterion = MultiPositiveNTXentLoss(temperature=0.1, mean_over="pairs")
     for step in range(STEPS):
         (images, labels), (others, other_labels) = batch(dtype, step), batch(dtype, 100 + step)
         optimizer.zero_grad()
