@@ -21,7 +21,10 @@ CHUNK_ELEMENTS = 1 << 18  # of rows at a time: 1 MiB in float32, which stays in 
 def class_counts(labels: Tensor, num_classes: int) -> Tensor:
     """Rows of each class, (K,) int64."""
     if num_classes <= ONE_HOT_CLASSES:
-        return _membership(labels, num_classes).sum(0)
+        counts = labels.new_zeros(num_classes)
+        for chunk in _chunks(labels[:, None], num_classes):
+            counts = counts + _membership(labels[chunk], num_classes).sum(0)
+        return counts
     padded = labels.new_zeros(num_classes + 1)
     return padded.index_add(0, _last_if_none(labels, num_classes), torch.ones_like(labels))[:-1]
 
@@ -140,12 +143,12 @@ def _last_if_none(labels: Tensor, num_classes: int) -> Tensor:
     return labels.where(labels >= 0, num_classes)
 
 
-def _chunks(rows: Tensor) -> Iterator[slice]:
-    """Runs of rows; all in one while compiling, where loops are unrolled and passes fused."""
+def _chunks(rows: Tensor, columns: int = 0) -> Iterator[slice]:
+    """Runs of rows, which take `columns` numbers each (0: as many as they hold); all in one while compiling, where loops are unrolled and passes fused."""
     count = rows.shape[0]
     step = max(count, 1)
     if not torch.compiler.is_compiling():
-        step = max(1, CHUNK_ELEMENTS // rows.shape[1])
+        step = max(1, CHUNK_ELEMENTS // (columns or rows.shape[1]))
     for start in range(0, max(count, 1), step):
         yield slice(start, start + step)
 

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from peak_memory import peak_memory
 
 # as one group: the benchmarks' folder is on the path of tests only
 bench_pairwise = pytest.importorskip("bench_pairwise")
 peers = pytest.importorskip("peers")
 anco = pytest.importorskip("bench_anatomical_contrast")
 contenders = pytest.importorskip("contenders")
+saacl = pytest.importorskip("bench_saacl")
 info_nce = pytest.importorskip("bench_info_nce")
 
 TINY = bench_pairwise.Plan(
@@ -81,6 +83,13 @@ def test_anatomical_contrast_gathers_no_negatives() -> None:
     for name in ("shared negatives", "negatives of its own"):
         assert contenders.peak_memory_when_warm(anco.prepare, name) < 0.7 * gathered
     assert contenders.peak_memory_when_warm(anco.prepare, "of its own, materialized") > gathered
+
+
+@pytest.mark.slow
+def test_saacl_needs_little_beyond_the_features() -> None:
+    """Rows, the gradient of rows and of features, and what the kernel packs: 4.1 times the features."""
+    n = 32768
+    assert peak_memory(saacl.step, "action_kernels", n) <= 4.5 * n * saacl.DIM * 4
 
 
 @pytest.mark.parametrize("name", ["action_kernels", "eager", *peers.LINEAR_CROSS_ENTROPY_OPTIONS])
