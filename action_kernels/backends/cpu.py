@@ -128,6 +128,7 @@ def use_instruction_set(name: str) -> None:
     status = load().ak_cpu_set_isa(name.encode())
     if status:
         raise ValueError(_isa_message("name", name, status))
+    _sizes.clear()
 
 
 def openmp_library() -> str:
@@ -193,6 +194,10 @@ class _Sides:
         self.threads = torch.get_num_threads()
         self.anchors = self._side(call.anchors, call.mask)
         self.keys = None if call.keys is None else self._side(call.keys, call.key_mask)
+        self._shape = (
+            call.anchors.shape, None if call.keys is None else call.keys.shape, call.anchors.dtype,
+            call.mask is None, call.key_mask is None, self.allow_bfloat16, self.threads,
+        )  # fmt: skip
 
     def _side(self, rows: Tensor, mask: Tensor | None) -> Any:
         rows, mask = _with_contiguous_rows(rows), None if mask is None else mask.contiguous()
@@ -202,19 +207,33 @@ class _Sides:
 
     def workspace(self, passes: int) -> tuple[Tensor, int]:
         """For AK_FORWARD, or for the sum of the gradients wanted."""
-        size = _kernels().ak_cpu_pairwise_lse_workspace(
-            self.anchors, self.keys, self.dim, self.allow_bfloat16, passes, self.threads
-        )
-        _check(-min(size, 0), "pairwise_lse")
+        size = _sizes.get((passes, self._shape))
+        if size is None:
+            size = self._remember(passes, _kernels().ak_cpu_pairwise_lse_workspace(
+                self.anchors, self.keys, self.dim, self.allow_bfloat16, passes, self.threads
+            ))  # fmt: skip
         return _workspace(size), size
 
     def kept(self) -> Tensor | None:
         """Room for what a forward pass leaves to the backward pass, where that pays."""
-        size = _kernels().ak_cpu_pairwise_lse_kept(
-            self.anchors, self.keys, self.dim, self.allow_bfloat16, self.threads
-        )
-        _check(-min(size, 0), "pairwise_lse")
+        size = _sizes.get(("kept", self._shape))
+        if size is None:
+            size = self._remember("kept", _kernels().ak_cpu_pairwise_lse_kept(
+                self.anchors, self.keys, self.dim, self.allow_bfloat16, self.threads
+            ))  # fmt: skip
         return torch.empty(size, dtype=torch.uint8) if size else None
+
+    def _remember(self, what: int | str, size: int) -> int:
+        _check(-min(size, 0), "pairwise_lse")
+        if len(_sizes) >= MOST_SIZES:
+            _sizes.clear()
+        _sizes[what, self._shape] = size
+        return size
+
+
+# Sizes follow from shapes, threads and the instruction set: asked for once.
+MOST_SIZES = 4096
+_sizes: dict[tuple[Any, ...], int] = {}
 
 
 def _place(kept: Tensor | None) -> tuple[int | None, int]:

@@ -31,20 +31,28 @@ Function = Callable[..., Any]
 class Op:
     """The op ``torch.ops.action_kernels.<name>``, which `run` computes on every device.
 
-    Calling it dispatches: to autograd, to a fake kernel, to `run`. `run` gets plain tensors (`plain`)
-    and must allocate what it returns.
+    Calling it dispatches: to autograd, to a fake kernel, to `run`; for plain tensors in eager mode that
+    is done here, past PyTorch's dispatcher, which takes longer than a small batch. `run` gets plain
+    tensors (`plain`) and must allocate what it returns.
     """
 
     def __init__(self, name: str, run: Function) -> None:
         self.name = name
         self.run = run
+        self._function: type[torch.autograd.Function] | None = None
         self._groups = _groups(run)
         _library.define(name + _schema(run), tags=(torch.Tag.pt2_compliant_tag,))
         _library.impl(name, _outside_dynamo(self._kernel), "CompositeExplicitAutograd")
         self.overload = getattr(getattr(torch.ops, NAMESPACE), name).default
 
     def __call__(self, *arguments: Any) -> Any:
-        return self.overload(*_flat(arguments))
+        flat = tuple(_flat(arguments))
+        if torch.compiler.is_compiling() or not is_eager(*flat):
+            return self.overload(*flat)
+        refuse_forward_mode(self.name, flat)
+        if self._function and torch.is_grad_enabled() and torch._C._any_requires_grad(*flat):
+            return self._function.apply(*flat)
+        return self.run(*self._grouped(flat))
 
     def below_autograd(self, *arguments: Any) -> Any:
         """The op without its derivative: what the forward pass of its autograd function calls.
@@ -52,10 +60,13 @@ class Op:
         PyTorch has turned gradients off there. Under functorch that would be for the outer levels too,
         which are still to see the op: a derivative of a derivative would be lost without a word.
         """
+        flat = tuple(_flat(arguments))
+        if is_eager(*flat):
+            return self.run(*self._grouped(flat))
         if not torch._C._are_functorch_transforms_active():
-            return self._below_autograd(*arguments)
+            return self._below_autograd(*flat)
         with torch.enable_grad():
-            return self._below_autograd(*arguments)
+            return self._below_autograd(*flat)
 
     def _below_autograd(self, *arguments: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
@@ -80,6 +91,9 @@ class Op:
             return self._below_autograd(*flat)
 
         _library.impl(self.name, _outside_dynamo(autograd_kernel), "Autograd")
+        # The engine calls it from no compiled frame, but perhaps below one.
+        setattr(function, "backward", staticmethod(_outside_dynamo(function.backward)))  # noqa: B010
+        self._function = function
         return function
 
     def constant(self) -> None:
@@ -124,16 +138,26 @@ def op(name: str) -> Callable[[Function], Op]:
     return functools.partial(Op, name)
 
 
-def is_eager(*tensors: Tensor | None) -> bool:
-    """Plain tensors outside of tracing and functorch: a kernel may be called past the dispatcher."""
-    return (
-        torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._are_functorch_transforms_active()
-        and all(tensor is None or type(tensor) in _PLAIN for tensor in tensors)
-    )
+def is_eager(*arguments: Any) -> bool:
+    """Plain tensors outside of tracing, functorch and profiling: a kernel may be called past the
+    dispatcher."""
+    if (
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._autograd._profiler_enabled()
+    ):
+        return False
+    for value in arguments:
+        kind = type(value)
+        if kind not in _EAGER and isinstance(value, Tensor):
+            return False
+        if kind in _PLAIN and value.is_meta:
+            return False
+    return True
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_EAGER = frozenset((*_PLAIN, type(None), float, int, bool, torch.dtype))
 
 
 def refuse_forward_mode(name: str, arguments: tuple[Any, ...]) -> None:

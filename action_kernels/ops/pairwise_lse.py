@@ -115,30 +115,24 @@ class Needs(NamedTuple):
 
 def _run_backward(
     call: PairwiseCall, grad_lse: Tensor, lse: Tensor, needs: Needs, kept: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Anything for a gradient not asked for."""
     kernel = registry.resolve("pairwise_lse_backward", call.anchors)
     dtype = call.anchors.dtype
     # That of the scale comes from the anchors', before they are rounded.
     kernel_dtype = accumulation_dtype(dtype) if needs.need_scale else dtype
     grad_anchors, grad_keys = kernel(
-        _for_a_kernel(call),
-        grad_lse,
-        lse,
-        needs.need_anchors or needs.need_scale,
-        needs.need_keys,
-        kernel_dtype,
-        kept,
+        _for_a_kernel(call), grad_lse, lse, needs.need_anchors or needs.need_scale, needs.need_keys,
+        kernel_dtype, kept,
+    )  # fmt: skip
+    if not needs.need_scale:
+        return grad_anchors, grad_keys, None
+    assert call.scale_tensor is not None
+    grad_scale = gradient_of_scale(
+        call.anchors, grad_anchors, call.mask, call.scale, call.scale_tensor
     )
-    grad_scale = grad_lse.new_empty(0)
-    if needs.need_scale:
-        assert call.scale_tensor is not None
-        grad_scale = gradient_of_scale(
-            call.anchors, grad_anchors, call.mask, call.scale, call.scale_tensor
-        )
-        if call.keys is None:  # the anchors are both factors of their products
-            grad_scale = grad_scale / 2
-        if not needs.need_anchors:
-            grad_anchors = grad_lse.new_empty(0)
+    if call.keys is None:  # the anchors are both factors of their products
+        grad_scale = grad_scale / 2
     return grad_anchors.to(dtype), grad_keys.to(dtype), grad_scale
 
 
@@ -163,7 +157,13 @@ def _backward(
     Without keys the anchors' gradient holds both of their parts:
     ``scale · Σ_j (g_i P_ij + g_j P_ji) a_j`` with ``P_ij = exp(s_ij − lse_i)``.
     """
-    return _run_backward(call, grad_lse, lse, needs)
+    gradients = _run_backward(call, grad_lse, lse, needs)
+    nothing = grad_lse.new_empty(0)
+    grad_anchors, grad_keys, grad_scale = (
+        gradient if needed and gradient is not None else nothing.clone()
+        for gradient, needed in zip(gradients, needs, strict=True)
+    )
+    return grad_anchors, grad_keys, grad_scale
 
 
 @_backward.fake
@@ -171,12 +171,14 @@ def _(
     call: PairwiseCall, grad_lse: Tensor, lse: Tensor, needs: Needs
 ) -> tuple[Tensor, Tensor, Tensor]:
     def like(tensor: Tensor | None, needed: bool) -> Tensor:
-        given = call.anchors if tensor is None else tensor
-        shape = given.shape if needed else (0,)
+        given, shape = (grad_lse, (0,)) if tensor is None or not needed else (tensor, tensor.shape)
         return torch.empty(shape, dtype=given.dtype, device=given.device)
 
-    grad_scale = like(call.scale_tensor, True) if needs.need_scale else torch.empty_like(lse[:0])
-    return like(call.anchors, needs.need_anchors), like(call.keys, needs.need_keys), grad_scale
+    return (
+        like(call.anchors, needs.need_anchors),
+        like(call.keys, needs.need_keys),
+        like(call.scale_tensor, needs.need_scale),
+    )
 
 
 @_forward.differentiable
@@ -200,7 +202,7 @@ class _Differentiable(torch.autograd.Function):
         call = PairwiseCall(anchors, keys, ctx.scale, mask, key_mask, ctx.bounded, scale_tensor)
         wanted = ctx.needs_input_grad
         needs = Needs(wanted[0], wanted[1], wanted[6])
-        if kept is not None and not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and declare.is_eager(grad_lse, anchors):
             gradients = _run_backward(call, grad_lse, lse, needs, kept)
         else:
             gradients = _backward(call, grad_lse, lse, needs)

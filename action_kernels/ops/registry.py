@@ -52,7 +52,7 @@ class _Registration:
 _backends: dict[str, Backend] = {}
 _kernels: dict[tuple[str, str], _Registration] = {}
 _forced: str | None = None
-_resolved: dict[tuple[str, str, torch.dtype, str | None], Kernel] = {}
+_resolved: dict[tuple[str, str, torch.dtype, str | None, str | None], Kernel] = {}
 _reported: set[str] = set()
 
 
@@ -72,7 +72,7 @@ def register(
     """
 
     def add(function: KernelT) -> KernelT:
-        _kernels[op, backend] = _Registration(outside_autocast(function), dtypes)
+        _kernels[op, backend] = _Registration(function, dtypes)
         return function
 
     return add
@@ -84,10 +84,15 @@ def resolve(op: str, tensor: torch.Tensor) -> Kernel:
     A backend that was asked for (`use_backend`) but has no kernel for the op or dtype leaves it to
     the next one; one that cannot be used at all raises RuntimeError.
     """
-    key = (op, tensor.device.type, tensor.dtype, requested_backend())
+    device_type = tensor.device.type
+    # The environment as it stands: what it means is looked into once for each kernel.
+    key = (op, device_type, tensor.dtype, _forced, os.environ.get(ENVIRONMENT_VARIABLE))
     kernel = _resolved.get(key)
     if kernel is None:
-        kernel = _resolved[key] = _search(*key)[1]
+        kernel = _search(op, device_type, tensor.dtype, requested_backend())[1]
+        _resolved[key] = kernel
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
+        return outside_autocast(kernel)
     return kernel
 
 

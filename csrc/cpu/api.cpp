@@ -116,6 +116,19 @@ struct ForkHandler {
 
 int usable_threads(int threads) { return threads < 1 || is_forked_child ? 1 : threads; }
 
+// ------------------------------------------------------------------------------ threads that pay
+
+// A team of threads costs up to 15 microseconds to start and to end, a few times a call. That many multiply-adds,
+// or elements read and written, take a thread about twice as long.
+constexpr double products_a_thread = 1 << 21, elements_a_thread = 1 << 16;
+
+int worth_threads(double work, double work_a_thread) {
+  const double worth = 1 + work / work_a_thread;
+  return worth < 1e6 ? static_cast<int>(worth) : 1000000;
+}
+
+int at_most(int threads, int worth) { return threads < 1 ? 1 : threads < worth ? threads : worth; }
+
 // ------------------------------------------------------------------------------ checks
 
 bool is_dtype(int dtype) { return dtype == AK_FLOAT32 || dtype == AK_BFLOAT16 || dtype == AK_FLOAT16; }
@@ -145,8 +158,11 @@ int start_pair_call(const ak_rows* anchors, const ak_rows* keys, int64_t dim, in
   call->dim = dim;
   call->allow_bfloat16 = allow_bfloat16 != 0;
   call->pass = pass;
+  const double columns = keys ? static_cast<double>(keys->rows) : 0.5 * static_cast<double>(anchors->rows);
+  const double products = static_cast<double>(anchors->rows) * columns * static_cast<double>(dim);
+  call->threads_worth = worth_threads(products, products_a_thread);
   // Requested, not usable: the size of the workspace must not change between query and call.
-  call->threads = threads < 1 ? 1 : threads;
+  call->threads = at_most(threads, call->threads_worth);
   return AK_OK;
 }
 
@@ -180,7 +196,8 @@ int start_prepare_call(const ak_map* map, int rows_dtype, int normalize, int thr
   call->map = *map;
   call->normalize = normalize != 0;
   call->rows_dtype = rows_dtype;
-  call->threads = usable_threads(threads);
+  const double elements = static_cast<double>(map->batch * map->pixels) * static_cast<double>(map->dim);
+  call->threads = usable_threads(at_most(threads, worth_threads(elements, elements_a_thread)));
   return AK_OK;
 }
 

@@ -16,6 +16,7 @@ struct PairCall {
   bool allow_bfloat16;
   int pass;  // ak_pass
   int threads;
+  int threads_worth;  // how many the shape keeps busy, whatever there are
   void* grad_anchors;
   void* grad_keys;
   void* workspace;

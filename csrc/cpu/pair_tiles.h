@@ -14,9 +14,9 @@ namespace {
 
 using action_kernels::PairCall;
 
-// Row blocks that a side is cut into at least, if it has the rows: enough that four threads find work.
-// The same number for one to four threads keeps results the same, bit for bit.
-constexpr int64_t least_blocks = 16;
+// Row blocks that a side is cut into at least, if it has the rows and threads are worth their while: enough
+// that four threads find work. The same number for one to four threads keeps results the same, bit for bit.
+constexpr int64_t least_blocks = 8;
 
 // What a thread needs to itself.
 struct Scratch {
@@ -110,10 +110,11 @@ Scratch scratch_of(const Workspace& work, int thread) {
 
 // Sets block_rows and blocks of a side of `padded` rows.
 template <class I>
-void cut_into_blocks(Side& side, int64_t padded, int threads) {
+void cut_into_blocks(const PairCall& call, Side& side, int64_t padded) {
   constexpr int64_t panel = Blocking<I>::panel;
   const int64_t panels = padded / panel;
-  const int64_t wanted = 4 * threads > least_blocks ? 4 * threads : least_blocks;
+  const int64_t of_many = call.threads > 4 ? least_blocks / 4 * call.threads : least_blocks;
+  const int64_t wanted = call.threads_worth > 1 ? of_many : 1;
   int64_t block_panels = (panels + wanted - 1) / wanted;
   if (block_panels > tile_rows / panel) block_panels = tile_rows / panel;
   if (block_panels < 1) block_panels = 1;
@@ -123,10 +124,10 @@ void cut_into_blocks(Side& side, int64_t padded, int threads) {
 
 // Packs a side and cuts it into blocks.
 template <class I>
-void prepare_side(Side& side, int64_t dim, double factor, int threads) {
+void prepare_side(const PairCall& call, Side& side, double factor) {
   side.factor = static_cast<float>(factor);
-  pack_rows<I>(side.rows, side.packed, dim, side.factor, threads);
-  cut_into_blocks<I>(side, side.packed.padded, threads);
+  pack_rows<I>(side.rows, side.packed, call.dim, side.factor, call.threads);
+  cut_into_blocks<I>(call, side, side.packed.padded);
   for (int64_t block = 0; block < side.blocks; ++block) new (side.turns + block) Turn();
 }
 

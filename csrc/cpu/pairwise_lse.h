@@ -86,8 +86,8 @@ inline bool weights_are_bounded(const LseCall& call, const PackedRows& packed) {
 template <class I>
 bool prepare_sides(const LseCall& call, Side& anchors, Side& keys, Relation& relation) {
   const double to_base_2 = call.scale * log2_e;
-  prepare_side<I>(anchors, call.dim, to_base_2, call.threads);
-  if (!call.symmetric) prepare_side<I>(keys, call.dim, to_base_2, call.threads);
+  prepare_side<I>(call, anchors, to_base_2);
+  if (!call.symmetric) prepare_side<I>(call, keys, to_base_2);
   const double norms = std::sqrt(largest_squared_norm<I>(anchors.packed)) *
                        std::sqrt(largest_squared_norm<I>(keys.packed));
   const bool bounded = 2 * to_base_2 * norms <= 126.0 && weights_are_bounded(call, anchors.packed);
@@ -105,7 +105,7 @@ template <class I>
 int64_t lse_kept(const LseCall& call) {
   if (!call.symmetric || call.relation != AK_ANY_CLASS || I::depth > 1 || call.dim < Kept::least_dim) return 0;
   Side side;
-  cut_into_blocks<I>(side, round_up_to_panel<I>(call.anchors.rows), call.threads);
+  cut_into_blocks<I>(call, side, round_up_to_panel<I>(call.anchors.rows));
   const int64_t floats = PairSchedule(side.blocks).tasks() * side.block_rows * side.block_rows;
   const int64_t bytes = (Kept::header_floats + floats) * static_cast<int64_t>(sizeof(float));
   return floats == 0 || bytes > Kept::largest_bytes ? 0 : bytes;

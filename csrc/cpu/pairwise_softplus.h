@@ -186,8 +186,8 @@ void softplus_forward(const SoftplusCall& call) {
   Side& anchors = work.tiles.anchors;
   Side& keys = call.symmetric ? anchors : work.tiles.keys;
   const Relation& relation = work.tiles.relation;
-  prepare_side<I>(anchors, call.dim, signed_scale(call), call.threads);
-  if (!call.symmetric) prepare_side<I>(keys, call.dim, signed_scale(call), call.threads);
+  prepare_side<I>(call, anchors, signed_scale(call));
+  if (!call.symmetric) prepare_side<I>(call, keys, signed_scale(call));
   relate(anchors, keys, work.tiles.relation);
   set_offsets(call, anchors, work.sums);
   for (int64_t row = 0; row < anchors.packed.padded; ++row) work.sums.linear[row] = work.sums.products[row] = 0;
@@ -279,8 +279,8 @@ void softplus_backward(const SoftplusCall& call) {
   Side& anchors = work.tiles.anchors;
   Side& keys = call.symmetric ? anchors : work.tiles.keys;
   const Relation& relation = work.tiles.relation;
-  prepare_side<I>(anchors, call.dim, signed_scale(call), call.threads);
-  if (!call.symmetric) prepare_side<I>(keys, call.dim, signed_scale(call), call.threads);
+  prepare_side<I>(call, anchors, signed_scale(call));
+  if (!call.symmetric) prepare_side<I>(call, keys, signed_scale(call));
   relate(anchors, keys, work.tiles.relation);
   set_offsets(call, anchors, work.sums);
   set_sigmoid_weights(call, anchors, relation, work.sums);
