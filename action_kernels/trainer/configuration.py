@@ -122,17 +122,17 @@ class PretrainConfiguration:
         None, "learning rate of the pre-training at the start (default: --learning-rate)", above=0
     )
     nesterov: bool = _setting(False, "Nesterov momentum in the pre-training")
-    global_dim: int = _setting(512, "numbers in the vector of a whole image", least=1, most=65_536)
+    global_dim: int = _setting(512, "numbers in the vector of a whole image", least=1, most=8192)
     window: tuple[int, ...] | None = _setting(
         None,
         "pixels a side of the local windows (default: a quarter of the patch)",
         least=2,
         most=4096,
     )
-    pooled: int = _setting(8, "pixels a side to which a window is pooled", least=1, most=256)
+    pooled: int = _setting(8, "pixels a side to which a window is pooled", least=1, most=32)
     bank_size: int = _setting(
         36, "teacher vectors remembered, of whole images and of every window position",
-        least=1, most=_MILLION,
+        least=1, most=16_384,
     )  # fmt: skip
     temperature_low: float = _setting(0.1, "lowest temperature of the student (ATS)", above=0)
     teacher_temperature_low: float = _setting(

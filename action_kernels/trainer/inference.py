@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .configuration import Configuration, per_axis
 from .data.task import Task
 from .data.transforms import padded, resize, standardise
+from .errors import TrainerError
 from .stages import autocast
 
 IMAGES_AT_ONCE = 8
@@ -111,4 +112,10 @@ def make_predictor(config: Configuration, task: Task, device: torch.device) -> P
     if config.data.fit == "resize":
         return Resized(patch, config.data.interpolation, device, precision)
     stride = config.data.stride or tuple(max(length // 2, 1) for length in patch)
-    return SlidingWindow(patch, per_axis("--stride", stride, len(patch)), device, precision)
+    stride = per_axis("--stride", stride, len(patch))
+    if any(step > length for step, length in zip(stride, patch, strict=True)):
+        raise TrainerError(
+            f"--stride: {' '.join(map(str, stride))} was given, at most the patch "
+            f"({' '.join(map(str, patch))}) is accepted: windows must not leave gaps"
+        )
+    return SlidingWindow(patch, stride, device, precision)

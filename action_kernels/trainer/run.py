@@ -95,6 +95,8 @@ def run_training(config: Configuration, folder: Path, *, resume: bool = False) -
         Interrupted: after Ctrl-C, SIGTERM or SIGHUP, or when nobody reads the output any more; the checkpoint holds
             the last finished step.
     """
+    if folder.exists() and not folder.is_dir():
+        raise TrainerError(f"--output: {folder} is a file, a folder is accepted")
     run = prepare(resolved(config), folder)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):

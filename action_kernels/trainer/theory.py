@@ -113,7 +113,7 @@ def _middle(array: np.ndarray, size: Sequence[int]) -> np.ndarray:
         slice((length - wanted) // 2, (length - wanted) // 2 + wanted)
         for length, wanted in zip(shape, size, strict=True)
     ]
-    everywhere = (slice(None), *box)
+    everywhere = (*[slice(None)] * (array.ndim - len(size)), *box)
     return np.ascontiguousarray(array[everywhere])
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from action_kernels.trainer.data.task import ACDC, LA
+from action_kernels.trainer.errors import TrainerError
 from action_kernels.trainer.inference import Resized, SlidingWindow, make_predictor
 
 CPU = torch.device("cpu")
@@ -56,6 +57,10 @@ def test_predictors_follow_the_configuration(tiny_config):
     window = make_predictor(tiny_config(fit="crop", patch_size=(32, 16)), ACDC, CPU)
     assert isinstance(window, SlidingWindow)
     assert window.stride == (16, 8)
+    with pytest.raises(
+        TrainerError, match=r"--stride: 40 40 was given, at most the patch \(32 32\)"
+    ):
+        make_predictor(tiny_config(fit="crop", stride=40), ACDC, CPU)
 
 
 @pytest.mark.parametrize("fit", ["resize", "crop"])

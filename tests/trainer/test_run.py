@@ -271,6 +271,19 @@ def test_a_run_that_diverges_says_so(tiny_config, tmp_path, saacl_weight):
         run_training(config, tmp_path)
 
 
+def test_crops_are_measured_too(tiny_config, tmp_path):
+    summary = run_training(
+        tiny_config(stage="finetune", fit="crop", max_iterations=1, amp="off"), tmp_path
+    )
+    assert 0 < summary["embeddings"]["alignment"] < 2
+
+
+def test_an_output_that_is_a_file(tiny_config, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainerError, match=r"--output: .*file is a file, a folder is accepted"):
+        run_training(tiny_config(), tmp_path / "file")
+
+
 def test_two_processes_do_not_write_one_run(tiny_config, tmp_path):
     reader, writer = os.pipe()
     process = os.fork()

@@ -117,7 +117,15 @@ def load_network(name: str, *, spatial_dims: int, in_channels: int, num_classes:
             raise TrainerError(f"--network: {name!r} cannot be loaded: {error}") from error
     if not callable(factory):
         raise TrainerError(f"--network: {name!r} is no function or class, but {factory!r}")
-    network = factory(spatial_dims=spatial_dims, in_channels=in_channels, num_classes=num_classes)
+    try:
+        network = factory(
+            spatial_dims=spatial_dims, in_channels=in_channels, num_classes=num_classes
+        )
+    except Exception as error:
+        raise TrainerError(
+            f"--network: {name!r} could not be called with spatial_dims, in_channels and num_classes: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     counts = getattr(network, "channels", None)
     if not isinstance(network, nn.Module) or not isinstance(counts, Sequence) or not counts:
         raise TrainerError(

@@ -13,6 +13,7 @@ from action_kernels import AnatomicalTemperature
 from ..configuration import per_axis
 from ..data.sampling import Batch
 from ..data.transforms import draw_teacher_augmentation
+from ..errors import TrainerError
 from ..method.distillation import (
     GlobalProjection,
     LocalProjection,
@@ -136,8 +137,18 @@ def vectors(projections: nn.ModuleDict, logits: Tensor, coarsest: Tensor) -> dic
 
 
 def local_window(setup: Setup) -> tuple[int, ...]:
-    """The window of the configuration, or a quarter of the patch (64 × 64 of 256 × 256)."""
-    window = setup.config.pretrain.window
-    if window is None:
+    """The window of the configuration, or a quarter of the patch (64 × 64 of 256 × 256).
+
+    Raises:
+        TrainerError: when a window does not fit into the patch.
+    """
+    given = setup.config.pretrain.window
+    if given is None:
         return tuple(max(length // 4, 2) for length in setup.patch)
-    return per_axis("--pretrain-window", window, len(setup.patch))
+    window = per_axis("--pretrain-window", given, len(setup.patch))
+    if any(wide > length for wide, length in zip(window, setup.patch, strict=True)):
+        raise TrainerError(
+            f"--pretrain-window: {' '.join(map(str, window))} was given, at most the patch "
+            f"({' '.join(map(str, setup.patch))}) is accepted"
+        )
+    return window

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -93,6 +94,11 @@ class Setup:
             raise TrainerError(
                 f"--patch-size: {' '.join(map(str, self.patch))} was given, multiples of {stride} are accepted by "
                 f"--network {config.network} with these --widths"
+            )
+        if stride > 1 and math.prod(length // stride for length in self.patch) < 2:
+            raise TrainerError(
+                f"--patch-size: {' '.join(map(str, self.patch))} was given, which leaves one pixel at the coarsest "
+                f"level and nothing to normalise; more than {stride} along an axis is accepted"
             )
         # Half of the time in bfloat16 on a CPU: its convolutions and normalisations read channels-last.
         if self.device.type == "cpu":

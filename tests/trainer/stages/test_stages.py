@@ -225,6 +225,12 @@ def test_patches_must_fit_the_network(make_stage):
     with pytest.raises(TrainerError, match=r"--patch-size: 40 40 was given, multiples of 16"):
         make_stage("supervised", patch_size=40)
     assert make_stage("supervised", patch_size=40, widths=(4, 4, 4, 4))
+    with pytest.raises(TrainerError, match=r"--patch-size: 8 8 .* one pixel at the coarsest level"):
+        make_stage("supervised", patch_size=8, widths=(4, 4, 4, 4))
+    with pytest.raises(
+        TrainerError, match=r"--pretrain-window: 64 64 .* at most the patch \(32 32\)"
+    ):
+        make_stage("pretrain", pretrain_window=64)
 
 
 def test_a_users_own_network(make_stage, make_batch, tmp_path, monkeypatch):
