@@ -80,7 +80,9 @@ struct SumsScratch {
   float* block;    // block_rows · row_weights, and a few beyond that may be read
   float* cells;    // a line of cells, [cell][sums_group]
   float* groups;   // exact: [line][tap][class, or none][sums_group]
+  float* alike;    // exact: [class, or none][sums_group], of cells that one class surrounds
   int32_t* labels; // exact: lines of labels with one more at either end
+  int32_t* shared; // exact: what all lines hold at a place, or −1
 };
 
 struct SumsWork {
@@ -104,7 +106,9 @@ struct SumsWork {
     scratch.cells = arena.take<float>(m.coarse[2] * sums_group);
     if (is_exact(m)) {
       scratch.groups = arena.take<float>(shape.lines * 3 * (m.classes + 1) * sums_group);
+      scratch.alike = arena.take<float>((m.classes + 1) * sums_group);
       scratch.labels = arena.take<int32_t>(shape.lines * (m.fine[2] + 2));
+      scratch.shared = arena.take<int32_t>(m.fine[2] + 2);
     } else {
       scratch.line = arena.take<float>(shape.line_weights);
       scratch.plane = m.axes == 3 ? arena.take<float>(shape.plane_weights) : nullptr;
@@ -331,12 +335,26 @@ inline void load_label_lines(const ak_class_maps& m, const SumsShape& shape, int
   }
 }
 
-// Adds every cell of a line to the sums of the classes around it.
+// What all lines hold at each place, or −1.
+inline void find_shared(const SumsShape& shape, int64_t length, const int32_t* lines, int32_t* shared) {
+  std::memcpy(shared, lines, static_cast<size_t>(length) * sizeof(int32_t));
+  for (int64_t line = 1; line < shape.lines; ++line)
+    for (int64_t x = 0; x < length; ++x) shared[x] = lines[line * length + x] == shared[x] ? shared[x] : -1;
+}
+
+// Adds every cell of a line to the sums of the classes around it: once where that is one class for all taps, as it
+// is for most cells of a segmentation.
 template <class I>
 void add_exact_line(const ak_class_maps& m, const SumsShape& shape, int64_t width, const SumsScratch& scratch) {
   const int64_t classes = m.classes + 1, length = m.fine[2];
   for (int64_t x = 0; x < length; ++x) {
     const float* cell = scratch.cells + x * sums_group;
+    const int32_t* shared = scratch.shared + x;
+    if (shared[0] >= 0 && shared[0] == shared[1] && shared[0] == shared[2]) {
+      float* sums = scratch.alike + shared[0] * sums_group;
+      for (int64_t c = 0; c < width; c += I::lanes) I::store(sums + c, I::add(I::load(sums + c), I::load(cell + c)));
+      continue;
+    }
     for (int64_t line = 0; line < shape.lines; ++line)
       for (int64_t tap = 0; tap < 3; ++tap) {
         const int64_t class_ = scratch.labels[line * (length + 2) + x + 2 - tap];
@@ -355,20 +373,24 @@ void add_exact_block(const ClassSumsCall& call, const SumsShape& shape, int64_t 
     const int64_t channels = m.channels - channel < sums_group ? m.channels - channel : sums_group;
     const int64_t width = whole_vectors<I>(channels);
     std::memset(scratch.groups, 0, static_cast<size_t>(shape.lines * 3 * classes * sums_group) * sizeof(float));
+    std::memset(scratch.alike, 0, static_cast<size_t>(classes * sums_group) * sizeof(float));
     for (int64_t row = first; row < last; ++row)
       for (int64_t i = 0; i < inner; ++i) {
         const int64_t z = m.axes == 2 ? 0 : row, y = m.axes == 2 ? row : i;
         load_label_lines(m, shape, image, z, y, scratch.labels);
+        find_shared(shape, m.fine[2] + 2, scratch.labels, scratch.shared);
         load_cells(call, image * call.strides[0] + z * call.strides[2] + y * call.strides[3], channel, channels,
                    width, scratch.cells);
         add_exact_line<I>(m, shape, width, scratch);
       }
     for (int64_t line = 0; line < shape.lines; ++line)
       for (int64_t class_ = 0; class_ < m.classes; ++class_)
-        for (int64_t tap = 0; tap < 3; ++tap)
-          std::memcpy(sums + (line * shape.columns + class_ * 3 + tap) * shape.padded_channels + channel,
-                      scratch.groups + ((line * 3 + tap) * classes + class_) * sums_group,
-                      static_cast<size_t>(sums_group) * sizeof(float));
+        for (int64_t tap = 0; tap < 3; ++tap) {
+          const float* some = scratch.groups + ((line * 3 + tap) * classes + class_) * sums_group;
+          const float* alike = scratch.alike + class_ * sums_group;
+          float* out = sums + (line * shape.columns + class_ * 3 + tap) * shape.padded_channels + channel;
+          for (int64_t c = 0; c < width; ++c) out[c] = some[c] + alike[c];
+        }
   }
 }
 
