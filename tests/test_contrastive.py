@@ -130,7 +130,7 @@ def test_clip_is_open_clips_formula(scale):
     assert_same(ours, theirs, image, text, log_scale)
 
 
-@pytest.mark.parametrize("learns", [supcon_loss])
+@pytest.mark.parametrize("learns", [supcon_loss, multi_positive_nt_xent_loss])
 def test_supervised_losses_compile_whole_without_num_classes(learns):
     compiled = torch.compile(learns, fullgraph=True)
     labels = torch.arange(N) % 4 * 1000 - 7

@@ -206,14 +206,6 @@ def check_rows_gradient(
 # --- what each loss is drawn from ---
 
 
-NUMBERS_ONLY = ("multi_positive_nt_xent_loss", "siglip_loss")  # no tensor for a temperature yet
-
-
-def numbers_only(case: Case) -> Case:
-    case.options["temperature"] = case.temperature
-    return case
-
-
 def draw_options(draw: Draw) -> tuple[torch.dtype, int, bool, float, dict[str, object]]:
     dtype, normalize = draw.choice(FLOATS), draw.chance(0.8)
     temperature, argument = draw.temperature(dtype)
@@ -646,14 +638,12 @@ def anatomical_case(draw: Draw) -> Case:
 
 CASES_OF: dict[str, Callable[[Draw], Case]] = {
     "supcon": lambda draw: supervised_case(draw, "supcon_loss"),
-    "multi positive": lambda draw: numbers_only(
-        supervised_case(draw, "multi_positive_nt_xent_loss")
-    ),
+    "multi positive": lambda draw: supervised_case(draw, "multi_positive_nt_xent_loss"),
     "saacl": saacl_case,
     "info nce": info_nce_case,
     "nt xent": nt_xent_case,
     "clip": clip_case,
-    "siglip": lambda draw: numbers_only(siglip_case(draw)),
+    "siglip": siglip_case,
     "relational": relational_case,
     "anatomical": anatomical_case,
 }
@@ -713,8 +703,6 @@ def break_values(case: Case, draw: Draw) -> str | None:
         return f"{value} in {name}"
     if kind == "temperature":
         value = draw.choice((0.0, -0.1, torch.nan, torch.inf, -torch.inf, 1e-38, 1e35))
-        if case.function.__name__ in NUMBERS_ONLY:
-            return None
         options[case.temperature_name] = torch.tensor(value)
         return f"temperature {value}"
     if kind == "labels":
