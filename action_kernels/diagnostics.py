@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from action_kernels.labels import label_values
 from action_kernels.ops import checks
 
 
@@ -37,9 +38,13 @@ class Alignment:
         Chunks of one image give the same `image`; without it, the call is an image of its own.
         Labels outside 0 … K − 1 are left out.
         """
-        rows, other = _unit_rows("first", first), _unit_rows("second", second)
+        checks.check_matrix("first", first)
         checks.check_shape("second", second, first.shape)
         membership = _membership(labels, first, self.num_classes)
+        rows, other = (
+            _unit_rows("first", first, membership),
+            _unit_rows("second", second, membership),
+        )
         squared = (rows - other).square().sum(1)
         sums, counts = membership @ squared, membership.sum(1)
         key = object() if image is None else image
@@ -68,8 +73,9 @@ class ClassMeans:
 
     def update(self, embeddings: Tensor, labels: Tensor) -> None:
         """Add pixels: embeddings (n, d) and labels (n,); labels outside 0 … K − 1 are left out."""
-        rows = _unit_rows("embeddings", embeddings)
+        checks.check_matrix("embeddings", embeddings)
         membership = _membership(labels, embeddings, self.num_classes)
+        rows = _unit_rows("embeddings", embeddings, membership)
         sums, counts = membership @ rows, membership.sum(1)
         self._sums = sums if self._sums is None else self._sums + sums
         self._counts = counts if self._counts is None else self._counts + counts
@@ -112,6 +118,11 @@ def nearest_center(embeddings: Tensor, centers: Tensor) -> Tensor:
     rows = _unit_rows("embeddings", embeddings)
     checks.check_matrix("centers", centers, embeddings.shape[1])
     centers = centers.to(rows.dtype)
+    checks.check_finite("centers", centers)
+    return _nearest(rows, centers)
+
+
+def _nearest(rows: Tensor, centers: Tensor) -> Tensor:
     # ‖f − ψ‖² = ‖f‖² − 2 f·ψ + ‖ψ‖²; the first part is the same for all classes
     return (centers.square().sum(1) - 2 * rows @ centers.T).argmin(1)
 
@@ -143,15 +154,20 @@ class NearestCenterError:
     def __init__(self, centers: Tensor) -> None:
         """`centers` (K, d): row c is the centre allocated to class c."""
         checks.check_matrix("centers", centers)
+        checks.check_finite("centers", centers)
         self.centers = centers.detach()
         self._wrong: Tensor | None = None
         self._counts: Tensor | None = None
 
     def update(self, embeddings: Tensor, labels: Tensor) -> None:
         """Add pixels: embeddings (n, d) and labels (n,); labels outside 0 … K − 1 are left out."""
+        checks.check_matrix("embeddings", embeddings, self.centers.shape[1])
         membership = _membership(labels, embeddings, self.centers.shape[0])
-        predicted = nearest_center(embeddings, self.centers.to(embeddings.device))
-        wrong, counts = membership @ (predicted != labels).double(), membership.sum(1)
+        rows = _unit_rows("embeddings", embeddings, membership)
+        predicted = _nearest(rows, self.centers.to(rows))
+        right = membership.gather(0, predicted[None])[0]
+        failed = 1 - right + 0 * rows.sum(1)  # NaN stays NaN
+        wrong, counts = membership @ failed, membership.sum(1)
         self._wrong = wrong if self._wrong is None else self._wrong + wrong
         self._counts = counts if self._counts is None else self._counts + counts
 
@@ -217,15 +233,19 @@ def theorem_condition(class_means: Tensor, *, radius: float = 1.0) -> TheoremCon
     return TheoremCondition(class_divergence(class_means), 1 - compactness, radius)
 
 
-def _unit_rows(name: str, embeddings: Tensor) -> Tensor:
+def _unit_rows(name: str, embeddings: Tensor, membership: Tensor | None = None) -> Tensor:
+    """Unit rows in float64; zero for pixels of no class, whatever they hold."""
     checks.check_matrix(name, embeddings)
-    return torch.nn.functional.normalize(embeddings.detach().double(), dim=1, eps=1e-12)
+    rows = embeddings.detach().double()
+    if membership is not None:
+        rows = rows.where(membership.any(0)[:, None], 0)
+    checks.check_finite(name, rows)
+    return torch.nn.functional.normalize(rows, dim=1, eps=1e-12)
 
 
 def _membership(labels: Tensor, embeddings: Tensor, num_classes: int) -> Tensor:
     """(K, n) float64: 1 where the pixel belongs to the class."""
-    checks.check_integer("labels", labels)
-    checks.check_shape("labels", labels, embeddings.shape[:1])
-    checks.check_same_device(embeddings=embeddings, labels=labels)
+    values = label_values("labels", labels, embeddings.shape[:1], ignore_index=None).values
+    checks.check_same_device(embeddings=embeddings, labels=values)
     classes = torch.arange(num_classes, device=labels.device)
-    return (labels == classes[:, None]).double()
+    return (values == classes[:, None]).double()

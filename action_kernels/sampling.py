@@ -102,9 +102,10 @@ def class_relation(
     if present is not None:
         rows = rows.where(present[:, None], 0)
         allowed = allowed & present
+    checks.check_finite("prototypes", rows)
     rows = torch.nn.functional.normalize(rows, dim=1, eps=1e-12)
     similarity = (rows @ rows.T / temperature).masked_fill(~allowed, -torch.inf)
-    return similarity.softmax(1).nan_to_num(0)  # a row of −inf alone gives NaN
+    return similarity.softmax(1).where(allowed.any(1, keepdim=True), 0)  # else −∞ alone gives NaN
 
 
 def draw_negatives(

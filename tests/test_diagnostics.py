@@ -135,7 +135,15 @@ def test_theorem_condition_fails_for_classes_in_one_place():
     ("call", "message"),
     [
         (lambda: Alignment(K).update(torch.ones(3, 2), torch.ones(4, 2), torch.ones(3)), "second"),
-        (lambda: ClassMeans(K).update(torch.ones(3, 2), torch.ones(3)), "labels must hold integ"),
+        (
+            lambda: ClassMeans(K).update(torch.ones(3, 2), torch.ones(3) / 2),
+            "labels must hold whole",
+        ),
+        (
+            lambda: ClassMeans(K).update(torch.ones(3, 2) / 0, torch.ones(3)),
+            "embeddings holds 6 NaN",
+        ),
+        (lambda: NearestCenterError(torch.full((2, 3), torch.nan)), "centers holds 6 NaN"),
         (lambda: ClassMeans(K).update(torch.ones(3), torch.ones(3)), "embeddings must have shape"),
         (lambda: NearestCenterError(torch.ones(3)), "centers must have shape"),
         (lambda: theorem_condition(torch.ones(0, 4)), "class_means must hold at least one class"),
@@ -145,3 +153,15 @@ def test_theorem_condition_fails_for_classes_in_one_place():
 def test_errors_name_the_argument(call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         call()
+
+
+def test_pixels_of_no_class_may_hold_anything():
+    labels = torch.tensor([0, 1, -1])
+    embeddings = torch.tensor([[1.0, 0], [0, 1], [torch.nan, torch.inf]])
+    means, error, alignment = ClassMeans(2), NearestCenterError(torch.eye(2)), Alignment(2)
+    means.update(embeddings, labels)
+    error.update(embeddings, labels)
+    alignment.update(embeddings, embeddings, labels)
+    assert torch.equal(means.compute(), torch.eye(2, dtype=torch.float64))
+    assert error.compute().per_class == (0, 0)
+    assert alignment.compute() == 0

@@ -73,7 +73,7 @@ def anatomical_contrast_loss(
     scale = logit_scale("temperature", temperature, rows)
     by_class = rows.view(num_classes, per_class, rows.shape[1])
     positive = (by_class @ positive_rows[:, :, None]).squeeze(2) * scale
-    lse = _negatives_lse(rows, bank_rows, index, scale)
+    lse = indexed_lse(rows, bank_rows, index, scale=scale)
     loss = softplus(lse.view_as(positive) - positive).where(counted, 0)
     weights = counted.to(dtype)
     if sample_weight is not None:
@@ -93,12 +93,6 @@ def _used_rows(index: Tensor, count: int) -> Tensor:
     slots = index.flatten().where((index.flatten() >= 0) & (index.flatten() < count), count)
     used = torch.zeros(count + 1, dtype=torch.bool, device=index.device)
     return used.index_fill(0, slots, True)[:-1]
-
-
-def _negatives_lse(rows: Tensor, bank: Tensor, index: Tensor, scale: float | Tensor) -> Tensor:
-    if isinstance(scale, Tensor):  # through the queries, so that it gets its gradient
-        return indexed_lse(rows * scale, bank, index, scale=1.0)
-    return indexed_lse(rows, bank, index, scale=scale)
 
 
 def _class_weight(weight: Tensor, rows: Tensor, num_classes: int) -> Tensor:

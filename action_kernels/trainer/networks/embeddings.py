@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from action_kernels import SampledHead
+from action_kernels import SampledHead, gather_pixels
 
 from .layers import Pyramid
 
@@ -16,7 +16,7 @@ class Embeddings(Protocol):
     """The pixel embeddings of one forward pass."""
 
     def at(self, index: Tensor) -> Tensor:
-        """(*index.shape, dim) at flat pixels `index`, in (B, *size) order; anything where it is negative."""
+        """(*index.shape, dim) at flat pixels `index`, in (B, *size) order; zero where it is negative."""
 
     def prototypes(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Class means (K, dim) over all pixels of `labels` (B, *size) that are ≥ 0, and their counts (K,)."""
@@ -43,7 +43,8 @@ class DenseEmbeddings:
         self.num_classes = num_classes
 
     def at(self, index: Tensor) -> Tensor:
-        return self.map[index.clamp(min=0)]
+        rows, _ = gather_pixels(self.map, index.view(1, -1))
+        return rows.view(*index.shape, -1)
 
     def prototypes(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         flat = labels.flatten()
