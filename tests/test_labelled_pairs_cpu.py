@@ -13,6 +13,7 @@ from support import relative_error, unit_rows
 
 import action_kernels
 from action_kernels.backends import cpu
+from action_kernels.ops import pairwise_softplus
 from action_kernels.ops.relation import LabelledPairs
 
 UNAVAILABLE = cpu.unavailable("cpu")
@@ -107,6 +108,23 @@ def test_products_of_many_factors(instruction_set, relation, offset):
     assert relative_error(value, expected) < 1e-5
     for found, right in zip(gradients, expected_gradients, strict=True):
         assert relative_error(found, right) < 2e-5
+
+
+def test_whole_tiles_of_factors(instruction_set):
+    """Tiles grow to 192 × 192 from 3072 rows on: a column's product would leave float32 in one piece."""
+    n = 3100
+    rows, labels = unit_rows(1, 8, dtype=torch.float32).expand(n, 8), torch.zeros(n).long()
+    for offset in (0.0, 2.0):
+        offsets = torch.full((n,), offset, requires_grad=True)
+        values = pairwise_softplus(
+            rows, labels=labels, offsets=offsets, scale=1e-3, relation="same"
+        )
+        values.sum().backward()
+        x = torch.tensor(offset - 1e-3, dtype=torch.float64)
+        expected = (n - 1) * torch.nn.functional.softplus(x)
+        assert relative_error(values, expected.expand(n)) < 1e-6
+        # equal numbers round the same way each time: up to 192 in a column of a tile
+        assert relative_error(offsets.grad, ((n - 1) * x.sigmoid()).expand(n)) < 6e-6
 
 
 @pytest.mark.parametrize("norm", [1e-3, 30.0, 1e4])
