@@ -27,8 +27,12 @@ SOURCES = Path(__file__).resolve().parents[1] / "csrc"
 ARCHITECTURES = ("80", "86", "89", "90a", "100", "120")
 HOT = ("lse_forward", "lse_backward")
 WARPGROUPS = "sm90a"  # ending of sources by wgmma and bulk copies, for 90a alone
-# Two exponentials a weight beside 256 columns of sums: rows of any norm, or small temperatures.
-SPILLS_ALLOWED = {r"lse_backward_sm90a.*Li256ELNS_8BackwardE2E": 64}  # bytes a thread
+# What may be spilled, in bytes a thread: two exponentials a weight beside 256 columns of sums (rows of any
+# norm, or small temperatures), and a word or two that the compiler for consumer Blackwell keeps.
+SPILLS_ALLOWED = {
+    ("90a", r"lse_backward_sm90a.*Li256ELNS_8BackwardE2E"): 64,
+    ("120", r"lse_backward_sm80.*Li128E.*BackwardE0E"): 8,
+}
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,10 @@ class Compiled:
         found = []
         for kernel in self.kernels:
             where = f"{_readable(kernel.name)}, sm_{self.architecture}"
-            allowed = max(
-                [bytes_ for name, bytes_ in SPILLS_ALLOWED.items() if re.search(name, kernel.name)],
-                default=0,
+            allowed = sum(
+                spilled
+                for (architecture, name), spilled in SPILLS_ALLOWED.items()
+                if architecture == self.architecture and re.search(name, kernel.name)
             )
             if kernel.spilled > allowed:
                 found.append(f"{where}: {kernel.spilled} bytes spilled a thread")

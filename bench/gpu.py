@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import action_kernels
-from action_kernels.ops import pairwise_lse, sample_pixels, sampled_features
+from action_kernels.ops import pairwise_lse, registry, sample_pixels, sampled_features
 
 MIB = 1 << 20
 SCALE = 10.0  # τ = 0.1
@@ -145,6 +145,12 @@ class Clock:
 
 
 Loss = Callable[[Tensor], Tensor]
+
+CUDA_CPP = "action_kernels, CUDA C++"  # the same op by its other kernels, where they were built
+
+
+def backend_of(contender: str) -> str:
+    return "cuda" if contender == CUDA_CPP else "triton"
 
 
 def ours(rows: Tensor) -> Tensor:
@@ -284,6 +290,9 @@ def measure(n: int, d: int, plan: Plan, clock: Clock, with_peers: bool) -> Size:
         return size
     size.unit_ms = time_unit(rows, clock)
     candidates = [("action_kernels", ours), *(peers(plan) if with_peers else ())]
+    why_not = _why_not_cuda_cpp(plan, rows[0], upstream)
+    if why_not is None:
+        candidates.insert(1, (CUDA_CPP, ours))
     ready = []
     for name, loss in candidates:
         timing = Timing(name)
@@ -293,7 +302,20 @@ def measure(n: int, d: int, plan: Plan, clock: Clock, with_peers: bool) -> Size:
         elif _warm_up(timing, loss, rows[0], upstream, clock):
             ready.append((timing, loss))
     _alternate(ready, rows, upstream, plan, clock)
+    if why_not is not None:
+        size.timings.append(Timing(CUDA_CPP, why_not=why_not))
     return size
+
+
+def _why_not_cuda_cpp(plan: Plan, rows: Tensor, upstream: Tensor) -> str | None:
+    """Why the CUDA C++ kernels are not timed, or None: they are there, and right."""
+    missing = registry.unavailable("cuda", plan.device)
+    if missing is not None:
+        return missing
+    with action_kernels.use_backend("cuda"):
+        errors = check(rows, upstream)
+    wrong = {name: e for name, e in errors.items() if not e <= LARGEST_ERROR[name]}
+    return f"not timed, errors: {wrong}" if wrong else None
 
 
 def _gradient(value: Tensor, rows: Tensor, upstream: Tensor) -> Tensor:
@@ -309,8 +331,9 @@ def _step(loss: Loss, rows: Tensor, upstream: Tensor) -> Tensor:
 
 def _warm_up(timing: Timing, loss: Loss, rows: Tensor, upstream: Tensor, clock: Clock) -> bool:
     try:
-        _step(loss, rows, upstream)
-        timing.peak_mib = clock.peak_mib(lambda: _step(loss, rows, upstream))
+        with action_kernels.use_backend(backend_of(timing.name)):
+            _step(loss, rows, upstream)
+            timing.peak_mib = clock.peak_mib(lambda: _step(loss, rows, upstream))
     except Exception as error:  # a peer that cannot is a result, not a failure
         if timing.name == "action_kernels":
             raise
@@ -335,7 +358,8 @@ def _alternate(
             break
         x = rows[repeat % len(rows)]
         for timing, loss in ready:
-            samples[timing.name].append(_sample(loss, x, upstream, clock))
+            with action_kernels.use_backend(backend_of(timing.name)):
+                samples[timing.name].append(_sample(loss, x, upstream, clock))
     for timing, _ in ready:
         forward, backward, both = zip(*samples[timing.name], strict=True)
         timing.forward, timing.backward = statistics.median(forward), statistics.median(backward)

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cuda_emulation import build
+from cuda_emulation import bugs, build
 from cuda_emulation.rewrite import rewrite
 
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
@@ -40,3 +40,34 @@ def test_program(name: str, tmp_path: Path) -> None:
 )
 def test_rewriting(source: str, result: str) -> None:
     assert rewrite(source) == result
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Object files that several builds share."""
+    return tmp_path_factory.mktemp("objects")
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_kernels_without_a_bug_pass(objects: Path, tmp_path: Path) -> None:
+    assert bugs.find(None, tmp_path, objects) is None
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", bugs.BUGS, ids=lambda bug: bug.name)
+def test_a_bug_is_found(
+    bug: bugs.Bug, objects: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """In the kernels of pairwise_lse, under the tests' own check: a wrong number, a race or a deadlock."""
+    if not (bug.first or request.config.getoption("--all-bugs")):
+        pytest.skip("a few bugs are enough each time; --all-bugs takes all")
+    assert bugs.find(bug, tmp_path, objects) is not None
+
+
+def test_every_bug_changes_a_source() -> None:
+    for bug in bugs.BUGS:
+        text = (build.SOURCES / "cuda" / bug.file).read_text()
+        assert bug.right in text, bug.name
+        assert bug.right != bug.wrong

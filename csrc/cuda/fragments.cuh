@@ -28,11 +28,9 @@ struct Tile {
   __device__ T *at(int row, int chunk) const { return memory + row * kDim + (chunk ^ (row & 7)) * 8; }
 };
 
-/// From a chunk of the first 16 columns to that of 16-column step `step`: rows begin at whole permutations.
-template <typename T>
-__device__ const T *at_step(const T *chunk, int step) {
-  return reinterpret_cast<const T *>(reinterpret_cast<uintptr_t>(chunk) ^ uintptr_t(step * 32));
-}
+/// From the shared address of a chunk of the first 16 columns to that of 16-column step `step`: rows begin at
+/// whole permutations.
+__device__ inline uint32_t at_step(uint32_t chunk, int step) { return chunk ^ uint32_t(step * 32); }
 
 template <typename S, int kRows>
 __device__ void copy_rows(Tile<T_of<S>, S::kDim> tile, const Rows &rows, int first) {
@@ -50,16 +48,16 @@ __device__ void copy_rows(Tile<T_of<S>, S::kDim> tile, const Rows &rows, int fir
 
 /// the left operand, and transposed the right operand of weights keys (two fragments of 8 columns);
 template <typename T, int kDim>
-__device__ const T *left_chunk(Tile<T, kDim> tile, int row) {
+__device__ uint32_t left_chunk(Tile<T, kDim> tile, int row) {
   const int lane = threadIdx.x % kWarp;
-  return tile.at(row + lane % 16, lane / 16);
+  return ptx::shared_address(tile.at(row + lane % 16, lane / 16));
 }
 
 /// the right operand of rows keys^T (two fragments of 8 keys).
 template <typename T, int kDim>
-__device__ const T *right_chunk(Tile<T, kDim> tile, int row) {
+__device__ uint32_t right_chunk(Tile<T, kDim> tile, int row) {
   const int lane = threadIdx.x % kWarp;
-  return tile.at(row + lane % 8 + lane / 16 * 8, lane / 8 % 2);
+  return ptx::shared_address(tile.at(row + lane % 8 + lane / 16 * 8, lane / 8 % 2));
 }
 
 /// Fragments of a warp's own rows.
@@ -74,7 +72,7 @@ __device__ void multiply(float (&x)[S::kFragments][2][4], const OwnFragments<S> 
   for (int f = 0; f < S::kFragments; ++f)
 #pragma unroll
     for (int i = 0; i < 4; ++i) x[f][0][i] = x[f][1][i] = 0.0f;
-  const T_of<S> *chunk = right_chunk(tile, key);
+  const uint32_t chunk = right_chunk(tile, key);
 #pragma unroll
   for (int step = 0; step < S::kSteps; ++step) {
     uint32_t b[4];
@@ -115,7 +113,7 @@ class Tiles {
     const int row = threadIdx.x / kWarp * S::kWarpRows;
 #pragma unroll
     for (int f = 0; f < S::kFragments; ++f) {
-      const T *chunk = left_chunk(Tile<T, S::kDim>{memory_}, row + 16 * f);
+      const uint32_t chunk = left_chunk(Tile<T, S::kDim>{memory_}, row + 16 * f);
 #pragma unroll
       for (int step = 0; step < S::kSteps; ++step) ptx::load_matrices(a[f][step], at_step(chunk, step));
     }

@@ -38,7 +38,7 @@ class Gradient {
       multiply<S>(x, a, tile, column);
       uint32_t g[S::kFragments][4];
       weigh<kMasked>(g, x, key + column + 2 * (lane % 4));
-      const T_of<S> *chunk = left_chunk(tile, column);
+      const uint32_t chunk = left_chunk(tile, column);
 #pragma unroll
       for (int step = 0; step < S::kSteps; ++step) {
         uint32_t b[4];
@@ -73,8 +73,9 @@ class Gradient {
     float other[4], other_shift[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      other[i] = terms.weights[key + i / 2 * 8 + i % 2];
-      other_shift[i] = kFixed ? 0.0f : terms.shifts[key + i / 2 * 8 + i % 2];
+      const int of_lane = key + i / 2 * 8 + i % 2;
+      other[i] = terms.weights[of_lane];
+      other_shift[i] = kFixed ? 0.0f : terms.shifts[of_lane];
     }
 #pragma unroll
     for (int f = 0; f < S::kFragments; ++f) {

@@ -45,17 +45,17 @@ __device__ inline void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kMost) : "memory");
 }
 
-/// Four 8x8 matrices of 16-bit numbers; lanes 8i ... 8i+7 name the rows of the i-th.
-__device__ inline void load_matrices(uint32_t (&r)[4], const void *row) {
+/// Four 8x8 matrices of 16-bit numbers; lanes 8i ... 8i+7 give the shared addresses of the i-th's rows.
+__device__ inline void load_matrices(uint32_t (&r)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 }
-__device__ inline void load_matrices_transposed(uint32_t (&r)[4], const void *row) {
+__device__ inline void load_matrices_transposed(uint32_t (&r)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 }
 

@@ -87,7 +87,7 @@ BUGS = [
     Bug("columns of the other lanes", FORWARD_80, "upper ? column[2 + i] : column[i])", "upper ? column[i] : column[2 + i])"),
     Bug("one buffer of columns, mma.sync", FORWARD_80, "columns + (t % 2 * S::kWarps", "columns + (0 * S::kWarps"),
     Bug("a fragment is not transposed", BACKWARD_80, "load_matrices_transposed(b", "load_matrices(b"),
-    Bug("weights of other keys", BACKWARD_80, "terms.weights[key + i / 2 * 8 + i % 2]", "terms.weights[key + i]"),
+    Bug("weights of other keys", BACKWARD_80, "key + i / 2 * 8 + i % 2;", "key + i;"),
     # shared by both
     Bug("opposite blocks meet twice", SHARED, "order.blocks_ % 2 == 0 && own < order.blocks_ / 2", "order.blocks_ % 2 == 0", first=True),
     Bug("the last tile has no mask", SHARED, "(key_count % size != 0 && !last_is_met)", "0"),

@@ -52,10 +52,11 @@ void wait_copies() {
 }
 
 template <bool kTransposed>
-void load_matrices_as(uint32_t (&r)[4], const void *row) {
+void load_matrices_as(uint32_t (&r)[4], uint32_t address) {
+  const char *row = emulation::arena() + address;
   if (reinterpret_cast<uintptr_t>(row) % 16) fail("ldmatrix: row address not a multiple of %d", 16);
   block->on_read(row, 16, "ldmatrix");
-  struct Slot { const uint16_t *row; uint32_t *r; } slot{static_cast<const uint16_t *>(row), r};
+  struct Slot { const uint16_t *row; uint32_t *r; } slot{reinterpret_cast<const uint16_t *>(row), r};
   block->meet(~0u, kTransposed ? "ldmatrix.trans" : "ldmatrix", &slot, [](void **slots) {
     auto at = [&](int i) { return static_cast<Slot *>(slots[i]); };
     ++statistics.ldmatrix;
@@ -74,8 +75,8 @@ void load_matrices_as(uint32_t (&r)[4], const void *row) {
     }
   });
 }
-inline void load_matrices(uint32_t (&r)[4], const void *row) { load_matrices_as<false>(r, row); }
-inline void load_matrices_transposed(uint32_t (&r)[4], const void *row) { load_matrices_as<true>(r, row); }
+inline void load_matrices(uint32_t (&r)[4], uint32_t row) { load_matrices_as<false>(r, row); }
+inline void load_matrices_transposed(uint32_t (&r)[4], uint32_t row) { load_matrices_as<true>(r, row); }
 
 /// mma.m16n8k16: lane = 4 g + t. a[i]: row g (+8 if i odd), columns 2t, 2t+1 (+8 if i >= 2);
 /// b[i]: rows 2t, 2t+1 (+8 if i == 1), column g; d[i]: row g (+8 if i >= 2), column 2t + i % 2.
