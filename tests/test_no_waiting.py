@@ -9,22 +9,31 @@ import pytest
 import torch
 
 from action_kernels import (
+    SAACL,
     MemoryQueue,
     RunningClassMeans,
     SampledHead,
     allocate_centers,
     anatomical_contrast_loss,
+    clip_loss,
     draw_negatives,
+    gather_pixels,
+    info_nce_loss,
+    multi_positive_nt_xent_loss,
+    nt_xent_loss,
     relational_loss,
+    resize_labels,
     saacl_loss,
     sample_pixels,
+    siglip_loss,
+    supcon_loss,
 )
 
 K, D, SIZE = 4, 8, (2, 6, 6)
 
 
 def rows(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, device="meta", requires_grad=True)
+    return torch.randn(shape, device="meta", requires_grad=True)
 
 
 def labels(*shape: int) -> torch.Tensor:
@@ -70,6 +79,25 @@ CALLS = {
     "running class means": the_class_means,
     "allocation": lambda: allocate_centers(rows(8, D).detach(), rows(8, D).detach()),
     "queue": the_queue,
+    "SAACL with its state": lambda: SAACL(K, D, queue_size=7).to("meta")(
+        rows(9, D), labels(9), rows(9, D).detach()
+    ),
+    "SupCon of any labels": lambda: supcon_loss(rows(2, D, 3, 3), labels(2, 1, 3, 3)),
+    "SupCon over keys": lambda: supcon_loss(
+        rows(9, D), labels(9), keys=rows(5, D), key_labels=labels(5), mean_over="with_positives"
+    ),
+    "multi-positive NT-Xent": lambda: multi_positive_nt_xent_loss(rows(9, D), labels(9)),
+    "InfoNCE with a bank": lambda: info_nce_loss(rows(9, D), rows(9, D), bank=rows(5, D)),
+    "NT-Xent": lambda: nt_xent_loss(rows(9, D), rows(9, D)),
+    "CLIP, a temperature that learns": lambda: clip_loss(
+        rows(9, D), rows(9, D), temperature=rows()
+    ),
+    "SigLIP": lambda: siglip_loss(rows(9, D), rows(9, D), temperature=rows(), bias=rows()),
+    "weights": lambda: saacl_loss(
+        rows(9, D), labels(9), rows(K, D).detach(), weight=rows(K), sample_weight=rows(9)
+    ),
+    "gathered pixels": lambda: gather_pixels(rows(2, D, 6, 6), labels(K, 5))[0],
+    "resized labels": lambda: resize_labels(labels(*SIZE), (3, 4)),
     "SAACL": lambda: saacl_loss(rows(9, D), labels(9), rows(K, D).detach(), temperature=0.1),
 }  # fmt: skip
 
