@@ -122,8 +122,8 @@ def test_whole_tiles_of_factors(instruction_set):
         values.sum().backward()
         x = torch.tensor(offset - 1e-3, dtype=torch.float64)
         expected = (n - 1) * torch.nn.functional.softplus(x)
-        assert relative_error(values, expected.expand(n)) < 1e-6
         # equal numbers round the same way each time: up to 192 in a column of a tile
+        assert relative_error(values, expected.expand(n)) < 6e-6
         assert relative_error(offsets.grad, ((n - 1) * x.sigmoid()).expand(n)) < 6e-6
 
 
