@@ -376,7 +376,6 @@ def test_training_says_at_once_what_is_wrong_with_the_environment(in_each, tmp_p
 POOR_TERMINALS = {
     "PYTHONIOENCODING": {"PYTHONIOENCODING": "ascii"},
     "LC_ALL": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-    "POSIX": {"LC_ALL": "POSIX", "PYTHONUTF8": "0"},
     "latin-1": {"PYTHONIOENCODING": "latin-1"},
 }
 
