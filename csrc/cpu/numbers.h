@@ -10,6 +10,9 @@
 
 #include "../include/action_kernels.h"
 
+// So that a constant count is known where the loops are compiled.
+#define AK_ALWAYS_INLINE __attribute__((always_inline)) inline
+
 namespace {
 
 inline float as_float(uint32_t bits) {
@@ -59,7 +62,7 @@ inline uint16_t to_float16(float value) {
 }
 
 // Eight at a time where the processor converts them (F16C takes no notice of flushed subnormals either).
-inline void from_float16(const uint16_t* from, int64_t count, float* out) {
+AK_ALWAYS_INLINE void from_float16(const uint16_t* from, int64_t count, float* out) {
   int64_t i = 0;
 #if defined(__F16C__)
   for (; i + 8 <= count; i += 8) {
@@ -69,7 +72,7 @@ inline void from_float16(const uint16_t* from, int64_t count, float* out) {
   for (; i < count; ++i) out[i] = from_float16(from[i]);
 }
 
-inline void to_float16(const float* values, int64_t count, uint16_t* to) {
+AK_ALWAYS_INLINE void to_float16(const float* values, int64_t count, uint16_t* to) {
   int64_t i = 0;
 #if defined(__F16C__)
   for (; i + 8 <= count; i += 8) {
@@ -80,7 +83,7 @@ inline void to_float16(const float* values, int64_t count, uint16_t* to) {
 }
 
 // float32 values of `count` elements from `start` of a row or map.
-inline void load_floats(const void* data, int dtype, int64_t start, int64_t count, float* out) {
+AK_ALWAYS_INLINE void load_floats(const void* data, int dtype, int64_t start, int64_t count, float* out) {
   if (dtype == AK_FLOAT32) {
     std::memcpy(out, static_cast<const float*>(data) + start, static_cast<size_t>(count) * sizeof(float));
     return;
@@ -99,7 +102,7 @@ inline float load_float(const void* data, int dtype, int64_t place) {
   return dtype == AK_BFLOAT16 ? from_bfloat16(half) : from_float16(half);
 }
 
-inline void store_floats(const float* values, int64_t count, void* data, int dtype, int64_t start) {
+AK_ALWAYS_INLINE void store_floats(const float* values, int64_t count, void* data, int dtype, int64_t start) {
   if (dtype == AK_FLOAT32) {
     std::memcpy(static_cast<float*>(data) + start, values, static_cast<size_t>(count) * sizeof(float));
     return;

@@ -111,13 +111,25 @@ int64_t lse_kept(const LseCall& call) {
   return floats == 0 || bytes > Kept::largest_bytes ? 0 : bytes;
 }
 
+template <class I>
+constexpr int64_t kept_by() {
+  return 100 * Blocking<I>::panel + I::lanes;
+}
+
+// Whether a forward pass on this instruction set has left anything to this call.
+template <class I>
+bool is_kept(const LseCall& call) {
+  if (!call.kept || call.kept_bytes < static_cast<int64_t>(sizeof(Kept::Header))) return false;
+  return static_cast<const Kept::Header*>(call.kept)->instruction_set == kept_by<I>();
+}
+
 // The kept tiles of a call; without any, powers is NULL. A forward pass fills in the header, a backward pass
 // compares it.
 template <class I>
 Kept kept_of(const LseCall& call, const Side& side, bool bounded) {
   Kept kept;
   if (!call.kept) return kept;
-  const Kept::Header header = {100 * Blocking<I>::panel + I::lanes, side.block_rows, side.packed.padded};
+  const Kept::Header header = {kept_by<I>(), side.block_rows, side.packed.padded};
   kept.header = static_cast<Kept::Header*>(call.kept);
   const int64_t needed = lse_kept<I>(call);
   bool usable = bounded && needed > 0 && needed <= call.kept_bytes;
@@ -363,8 +375,14 @@ void lse_backward(const LseCall& call) {
   LseWorkspace work = take_lse_workspace<I>(call);
   Side& anchors = work.tiles.anchors;
   Side& keys = call.symmetric ? anchors : work.tiles.keys;
+  float* const panels = anchors.packed.panels;
+  if (is_kept<I>(call)) anchors.packed.panels = nullptr;  // no scores to compute, so nothing to pack for them
   const bool bounded = prepare_sides<I>(call, anchors, keys, work.tiles.relation);
   const Kept kept = kept_of<I>(call, anchors, bounded);
+  if (anchors.packed.panels != panels && !kept.powers) {  // of other tiles, or for other weights: computed after all
+    anchors.packed.panels = panels;
+    pack_rows<I>(anchors.rows, anchors.packed, call.dim, anchors.factor, call.threads);
+  }
   set_weights(call, anchors, bounded, work.terms);
   if (call.grad_anchors) start_gradient(call, anchors, call.grad_anchors);
   if (call.grad_keys) start_gradient(call, keys, call.grad_keys);

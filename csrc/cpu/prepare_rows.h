@@ -54,7 +54,14 @@ inline PixelRange range_of(const ak_map& map, int64_t index) {
 // A chunk of a map or matrix; channels beyond `channels` become 0.
 inline void load_chunk(const void* data, int dtype, const PixelRange& range, int64_t channel, int64_t channels,
                        Chunk& chunk) {
-  for (int64_t p = 0; p < range.count; ++p) {
+  const bool whole = channels == chunk_channels;  // a count that the compiler knows: no call for a few bytes
+  if (range.channel_step == 1 && whole) {
+    for (int64_t p = 0; p < range.count; ++p) {
+      load_floats(data, dtype, range.map_start + p * range.pixel_step + channel, chunk_channels, chunk.pixel(p));
+    }
+    return;
+  }
+  for (int64_t p = 0; p < range.count && !whole; ++p) {
     for (int64_t c = channels; c < chunk_channels; ++c) chunk.pixel(p)[c] = 0;
   }
   if (range.channel_step == 1) {
@@ -72,6 +79,12 @@ inline void load_chunk(const void* data, int dtype, const PixelRange& range, int
 
 inline void store_chunk(Chunk& chunk, const PixelRange& range, int64_t channel, int64_t channels, void* data,
                         int dtype) {
+  if (range.channel_step == 1 && channels == chunk_channels) {
+    for (int64_t p = 0; p < range.count; ++p) {
+      store_floats(chunk.pixel(p), chunk_channels, data, dtype, range.map_start + p * range.pixel_step + channel);
+    }
+    return;
+  }
   if (range.channel_step == 1) {
     for (int64_t p = 0; p < range.count; ++p) {
       store_floats(chunk.pixel(p), channels, data, dtype, range.map_start + p * range.pixel_step + channel);
