@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from action_kernels.ops import checks
+from action_kernels.ops.declare import apply
 from action_kernels.ops.pairwise_lse import accumulation_dtype
 
 ONE_HOT_CLASSES = 64  # up to here class sums are GEMMs with a one-hot matrix: no atomics
@@ -45,14 +47,29 @@ def own_class_products(
     """
     dtype = accumulation_dtype(rows.dtype)
     own_weight = None if own_weight is None else own_weight.to(dtype)
-    products: Tensor = _OwnClassProducts.apply(rows, labels, vectors.to(dtype), own_weight)[0]
+    products: Tensor = apply(_OwnClassProducts, rows, labels, vectors.to(dtype), own_weight)[0]
     return products
 
 
 def of_own_class(values: Tensor, labels: Tensor) -> Tensor:
     """values[y_i] for values (K, …); 0 for a row without a class."""
-    has_class = (labels >= 0).view(-1, *[1] * (values.dim() - 1))
-    return values.index_select(0, labels.clamp(min=0)).where(has_class, 0)
+    return _OwnClass(labels)(values)
+
+
+class _OwnClass:
+    """Looks up what belongs to each row's class; whether all rows have one is looked at once, where it may be."""
+
+    def __init__(self, labels: Tensor) -> None:
+        seen = labels.numel() > 0 and checks.values_readable(labels)
+        self.all_have_one = seen and int(labels.min()) >= 0
+        self.labels = labels
+        self.index = labels if self.all_have_one else labels.clamp(min=0)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        found = values.index_select(0, self.index)
+        if self.all_have_one:
+            return found
+        return found.where((self.labels >= 0).view(-1, *[1] * (values.dim() - 1)), 0)
 
 
 class _OwnClassProducts(torch.autograd.Function):
@@ -69,11 +86,11 @@ class _OwnClassProducts(torch.autograd.Function):
         combined = _combined(vectors, own_weight, sums)
 
         def products(chunk: slice) -> Tensor:
-            r, y = rows[chunk].to(vectors.dtype), labels[chunk]
-            own = _products(r, y, combined)
+            r, own_class = rows[chunk].to(vectors.dtype), _OwnClass(labels[chunk])
+            own = _products(r, own_class, combined)
             if own_weight is None:
                 return own
-            return own - of_own_class(own_weight, y) * r.square().sum(1)
+            return own - own_class(own_weight) * r.square().sum(1)
 
         return torch.cat([products(chunk) for chunk in _chunks(rows)]), sums
 
@@ -90,11 +107,11 @@ class _OwnClassProducts(torch.autograd.Function):
         by_class = _weighted_sums(rows, labels, gradient, combined.shape[0])
 
         def of_rows(chunk: slice) -> Tensor:
-            g, y = gradient[chunk, None], labels[chunk]
-            total = of_own_class(combined, y) * g
+            g, own_class = gradient[chunk, None], _OwnClass(labels[chunk])
+            total = own_class(combined) * g
             if own_weight is not None:
-                twice = 2 * of_own_class(own_weight, y)[:, None] * g
-                total = total + of_own_class(own_weight[:, None] * by_class, y)
+                twice = 2 * own_class(own_weight)[:, None] * g
+                total = total + own_class(own_weight[:, None] * by_class)
                 total = total - twice * rows[chunk]
             return total.to(rows.dtype)
 
@@ -126,11 +143,11 @@ def _weighted_sums(
     return sums
 
 
-def _products(rows: Tensor, labels: Tensor, vectors: Tensor) -> Tensor:
+def _products(rows: Tensor, own_class: _OwnClass, vectors: Tensor) -> Tensor:
     """φ_i · v_{y_i} for rows in the dtype of the vectors, zero where they have no class."""
     if vectors.shape[0] <= ONE_HOT_CLASSES:
-        return (rows @ vectors.T).gather(1, labels.clamp(min=0)[:, None]).squeeze(1)
-    return (rows * of_own_class(vectors, labels)).sum(1)
+        return (rows @ vectors.T).gather(1, own_class.index[:, None]).squeeze(1)
+    return (rows * own_class(vectors)).sum(1)
 
 
 def _membership(labels: Tensor, num_classes: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,7 @@ class SupervisedInputs:
     weights: Tensor | None
     own: OwnKeys | None = None  # keys that are left out, each for one anchor
     group: Processes | None = None  # of processes, whose anchors are one batch
+    _counted: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def positive_counts(self) -> Tensor:
         """Positives of an anchor of each class, (K,)."""
@@ -38,8 +39,11 @@ class SupervisedInputs:
         return self.keys.counts(self.num_classes)
 
     def anchor_counts(self) -> Tensor:
-        """Anchors of each class, (K,), in all processes of the group."""
-        return all_reduce_sum(self.anchors.counts(self.num_classes), self.group)
+        """Anchors of each class, (K,), in all processes of the group; counted once."""
+        if not self._counted:
+            counts = all_reduce_sum(self.anchors.counts(self.num_classes), self.group)
+            self._counted.append(counts)
+        return self._counted[0]
 
     def products_with_own_class(self, vectors: Tensor, own_weight: Tensor) -> Tensor:
         """φ_i · (v_{y_i} + w_{y_i} (S_{y_i} − φ_i)), (n,), S the class sums over all processes."""

@@ -115,8 +115,8 @@ class Needs(NamedTuple):
 
 def _run_backward(
     call: PairwiseCall, grad_lse: Tensor, lse: Tensor, needs: Needs, kept: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Anything for a gradient not asked for."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_backward`, but a gradient not asked for may be anything."""
     kernel = registry.resolve("pairwise_lse_backward", call.anchors)
     dtype = call.anchors.dtype
     # That of the scale comes from the anchors', before they are rounded.
@@ -126,7 +126,7 @@ def _run_backward(
         kernel_dtype, kept,
     )  # fmt: skip
     if not needs.need_scale:
-        return grad_anchors, grad_keys, None
+        return grad_anchors, grad_keys, torch.empty(0, dtype=lse.dtype, device=lse.device)
     assert call.scale_tensor is not None
     grad_scale = gradient_of_scale(
         call.anchors, grad_anchors, call.mask, call.scale, call.scale_tensor
@@ -160,7 +160,7 @@ def _backward(
     gradients = _run_backward(call, grad_lse, lse, needs)
     nothing = grad_lse.new_empty(0)
     grad_anchors, grad_keys, grad_scale = (
-        gradient if needed and gradient is not None else nothing.clone()
+        gradient if needed else nothing.clone()
         for gradient, needed in zip(gradients, needs, strict=True)
     )
     return grad_anchors, grad_keys, grad_scale
