@@ -11,11 +11,12 @@ Environment variables:
 
 from __future__ import annotations
 
-from action_kernels.backends.cuda import pairwise_lse, prepare_rows, sample_pixels
+from action_kernels.backends.cuda import center_lse, pairwise_lse, prepare_rows, sample_pixels
 from action_kernels.backends.cuda.library import architectures, describe, load, unavailable
 
 __all__ = [
     "architectures",
+    "center_lse",
     "describe",
     "load",
     "pairwise_lse",

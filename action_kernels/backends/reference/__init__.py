@@ -6,6 +6,7 @@ float64 stays float64; half precision is computed in float32. A kernel family a 
 from __future__ import annotations
 
 from action_kernels.backends.reference import (
+    center_lse,
     class_sums,
     indexed_lse,
     labelled_lse,
@@ -17,6 +18,7 @@ from action_kernels.backends.reference import (
 )
 
 __all__ = [
+    "center_lse",
     "class_sums",
     "indexed_lse",
     "labelled_lse",
