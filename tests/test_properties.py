@@ -769,7 +769,8 @@ def break_form(case: Case, draw: Draw) -> str:
     elif kind == "dimensions":
         case.tensors[name] = tensor.detach()[None, None, None]
     elif tensor.dim() > 1 and tensor.is_floating_point():
-        case.tensors[name] = torch.cat((tensor, tensor[:, :1]), 1).detach()
+        axis = 2 if name == "queries" and tensor.dim() == 3 else 1
+        case.tensors[name] = torch.cat((tensor, tensor.narrow(axis, 0, 1)), axis).detach()
         if len([n for n in case.tensors if n in (*case.parts, *case.raw)]) == 1:
             case.tensors[name] = case.tensors[name].to(torch.complex64)  # alone, any dim fits
     else:
