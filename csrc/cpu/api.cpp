@@ -120,7 +120,11 @@ int usable_threads(int threads) { return threads < 1 || is_forked_child ? 1 : th
 
 // A team of threads costs up to 15 microseconds to start and to end, a few times a call. That many multiply-adds,
 // or elements read and written, take a thread about twice as long.
+#if defined(AK_TEST_ALL_THREADS)
+constexpr double products_a_thread = 1, elements_a_thread = 1;
+#else
 constexpr double products_a_thread = 1 << 21, elements_a_thread = 1 << 16;
+#endif
 
 int worth_threads(double work, double work_a_thread) {
   const double worth = 1 + work / work_a_thread;

@@ -237,14 +237,14 @@ void check_pairs(const Matrix& anchors, const Matrix& keys, bool symmetric, doub
   expect_close("its gradient of offsets", where, grad_offsets, expected.offsets, 2e-5);
 }
 
-void check_prepare(int64_t batch, int64_t dim, int64_t pixels, int threads, std::mt19937& random,
+void check_prepare(int64_t batch, int64_t dim, int64_t pixels, float norm, int threads, std::mt19937& random,
                    const std::string& where) {
   const Matrix x = random_rows(batch * pixels, dim, true, random);  // by pixel
   const Matrix g = random_rows(batch * pixels, dim, false, random);
   std::vector<float> map(x.values.size()), rows(map.size(), NAN), factors(x.rows, NAN), gradient(map.size(), NAN);
   const auto place = [&](int64_t row, int64_t k) { return (row / pixels * dim + k) * pixels + row % pixels; };
   for (int64_t i = 0; i < x.rows; ++i)
-    for (int64_t k = 0; k < dim; ++k) map[place(i, k)] = 3 * x.values[i * dim + k];
+    for (int64_t k = 0; k < dim; ++k) map[place(i, k)] = norm * x.values[i * dim + k];
   const ak_map described = {map.data(), batch, dim, pixels, AK_FLOAT32};
   expect_ok(ak_cpu_prepare_rows_forward(&described, x.mask.data(), 1, rows.data(), AK_FLOAT32, factors.data(),
                                         threads), where);
@@ -257,9 +257,10 @@ void check_prepare(int64_t batch, int64_t dim, int64_t pixels, int threads, std:
     for (int64_t k = 0; k < dim; ++k) along += x.at(i, k) * g.at(i, k);
     for (int64_t k = 0; k < dim; ++k) {
       expected_rows[i * dim + k] = x.at(i, k);
-      expected_gradient[place(i, k)] = (g.at(i, k) - x.at(i, k) * along) / 3;
+      expected_gradient[place(i, k)] = g.at(i, k) - x.at(i, k) * along;
     }
   }
+  for (float& value : gradient) value *= norm;
   expect_close("rows", where, rows, expected_rows, 1e-6);
   expect_close("gradient of rows", where, gradient, expected_gradient, 1e-5);
 }
@@ -493,8 +494,11 @@ void check_all(const std::string& isa) {
             }
           }
   for (int threads : {1, 3}) {
-    check_prepare(67, 5, 1, threads, random, isa + " matrix");
-    check_prepare(2, 33, 130, threads, random, isa + " map");
+    for (float norm : {3.0f, 3e30f}) {  // its square overflows
+      check_prepare(67, 5, 1, norm, threads, random, isa + " matrix of norm " + std::to_string(norm));
+      check_prepare(67, 48, 1, norm, threads, random, isa + " whole chunks of norm " + std::to_string(norm));
+      check_prepare(2, 33, 130, norm, threads, random, isa + " map of norm " + std::to_string(norm));
+    }
     check_gathering(threads, random, isa + " threads " + std::to_string(threads));
   }
   const int64_t scenes[][4] = {{2, 0, 3, 5}, {3, 1, 2, 4}, {1, 64, 1, 70}, {3, 63, 5, 300}, {2, 4999, 7, 20}};

@@ -25,6 +25,7 @@ HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parents[1] / "csrc" / "cpu"
 SANITIZERS = ("address,undefined", "thread")
 FLAGS = ["-std=c++17", "-O2", "-g1", "-fno-omit-frame-pointer", f"-I{KERNELS}"]
+FLAGS += ["-DAK_TEST_ALL_THREADS"]  # also for shapes that would not pay for a second thread
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
 EMULATED = ["-DAK_TEST_EMULATED_AVX512"]
 AVX512BF16 = [*AVX512, "-mavx512bf16"]
