@@ -14,7 +14,7 @@ import functools
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ class Op:
         self.overload = getattr(getattr(torch.ops, NAMESPACE), name).default
 
     def __call__(self, *arguments: Any) -> Any:
-        flat = tuple(_flat(arguments))
+        flat = _flat(arguments)
         if torch.compiler.is_compiling() or not is_eager(*flat):
             return self.overload(*flat)
         refuse_forward_mode(self.name, flat)
@@ -60,7 +60,7 @@ class Op:
         PyTorch has turned gradients off there. Under functorch that would be for the outer levels too,
         which are still to see the op: a derivative of a derivative would be lost without a word.
         """
-        flat = tuple(_flat(arguments))
+        flat = _flat(arguments)
         if is_eager(*flat):
             return self.run(*self._grouped(flat))
         if not torch._C._are_functorch_transforms_active():
@@ -121,7 +121,7 @@ class Op:
     def _kernel(self, *flat: Any) -> Any:
         return self.run(*self._grouped(tuple(map(plain, flat))))
 
-    def _grouped(self, flat: tuple[Any, ...]) -> Iterator[Any]:
+    def _grouped(self, flat: Sequence[Any]) -> Iterator[Any]:
         start = 0
         for group in self._groups:
             if group is None:
@@ -167,7 +167,7 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     return super(torch.autograd.Function, function).apply(*arguments)  # type: ignore[misc]
 
 
-def refuse_forward_mode(name: str, arguments: tuple[Any, ...]) -> None:
+def refuse_forward_mode(name: str, arguments: Sequence[Any]) -> None:
     """Raise where an argument carries a tangent, which the op would drop without a word."""
     if forward_ad._current_level < 0:
         return
@@ -191,12 +191,15 @@ def plain(value: Any) -> Any:
     return value.as_subclass(Tensor)
 
 
-def _flat(arguments: tuple[Any, ...]) -> Iterator[Any]:
+def _flat(arguments: tuple[Any, ...]) -> list[Any]:
+    """NamedTuples replaced by their fields. No generator: torch.compile traces this."""
+    flat: list[Any] = []
     for argument in arguments:
-        if hasattr(argument, "_fields"):
-            yield from map(plain, argument)
+        if isinstance(argument, tuple) and hasattr(argument, "_fields"):
+            flat.extend([plain(value) for value in argument])
         else:
-            yield plain(argument)
+            flat.append(plain(argument))
+    return flat
 
 
 def _parameters(run: Function) -> Iterator[tuple[str, Any]]:
