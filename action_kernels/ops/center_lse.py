@@ -1,4 +1,4 @@
-"""`center_lse`: log-sum-exp over a few centres, and its gradient, in one pass over the rows each."""
+"""`center_lse`: log-sum-exp over a few centres; one pass over the rows serves its gradient as well."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def center_lse(
 ) -> Tensor:
     """``lse_i = log Σ_c exp(scale · rows_i · centers_c)`` over K centres: the anatomical-centre term.
 
-    What `pairwise_lse` with keys is for many keys, for few: the rows are read once forward and once
-    backward, and no (n, K) logits are kept. A row that `mask` leaves out gets 0 and no gradient, and may
-    hold NaN.
+    What `pairwise_lse` with keys is for many keys, for few: of the rows, read once, their (n, K)
+    probabilities are kept, and the backward pass reads no row again. A row that `mask` leaves out gets 0 and
+    no gradient, and may hold NaN.
 
     Args:
         rows: (n, d), float16, bfloat16, float32 or float64.
@@ -46,7 +46,8 @@ def center_lse(
     checks.check_same_device(rows=rows, centers=centers, mask=mask)
     number, tensor = take_scale(scale, rows)
     centers = centers.to(accumulation_dtype(rows.dtype))
-    return _forward(CenterCall(rows, centers, number, mask, tensor))
+    lse: Tensor = _forward(CenterCall(rows, centers, number, mask, tensor))[0]
+    return lse
 
 
 class CenterCall(NamedTuple):
@@ -73,20 +74,28 @@ def _for_a_kernel(call: CenterCall) -> CenterCall:
 
 
 @declare.op("center_lse")
-def _forward(call: CenterCall) -> Tensor:
-    """lse (n,) in the dtype of sums."""
-    lse: Tensor = registry.resolve("center_lse_forward", call.rows)(_for_a_kernel(call))
-    return lse
+def _forward(call: CenterCall) -> tuple[Tensor, Tensor]:
+    """lse (n,) and the probabilities p_ic = exp(logit_ic − lse_i) (n, K), in the dtype of sums.
+
+    Both are 0 for rows that take no part.
+    """
+    kernel = registry.resolve("center_lse_forward", call.rows)
+    lse_and_probabilities: tuple[Tensor, Tensor] = kernel(_for_a_kernel(call))
+    return lse_and_probabilities
 
 
 @_forward.fake
-def _(call: CenterCall) -> Tensor:
-    return torch.empty(call.rows.shape[0], dtype=call.centers.dtype, device=call.rows.device)
+def _(call: CenterCall) -> tuple[Tensor, Tensor]:
+    count, centers = call.rows.shape[0], call.centers
+    return (
+        torch.empty(count, dtype=centers.dtype, device=centers.device),
+        torch.empty((count, centers.shape[0]), dtype=centers.dtype, device=centers.device),
+    )
 
 
 @declare.op("center_lse_backward")
 def _backward(
-    call: CenterCall, grad_lse: Tensor, lse: Tensor, needs: Needs
+    call: CenterCall, grad_lse: Tensor, probabilities: Tensor, needs: Needs
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of rows, centres and scale; an empty tensor for one not asked for."""
     dtype = call.rows.dtype
@@ -95,7 +104,7 @@ def _backward(
     grad_rows, grad_centers = registry.resolve("center_lse_backward", call.rows)(
         _for_a_kernel(call),
         grad_lse,
-        lse,
+        probabilities,
         needs.need_rows or needs.need_scale,
         needs.need_centers,
         kernel_dtype,
@@ -113,13 +122,13 @@ def _backward(
 
 @_backward.fake
 def _(
-    call: CenterCall, grad_lse: Tensor, lse: Tensor, needs: Needs
+    call: CenterCall, grad_lse: Tensor, probabilities: Tensor, needs: Needs
 ) -> tuple[Tensor, Tensor, Tensor]:
     def like(given: Tensor, needed: bool) -> Tensor:
         shape = given.shape if needed else (0,)
         return torch.empty(shape, dtype=given.dtype, device=given.device)
 
-    of_scale = lse if call.scale_tensor is None else call.scale_tensor
+    of_scale = grad_lse if call.scale_tensor is None else call.scale_tensor
     return (
         like(call.rows, needs.need_rows),
         like(call.centers, needs.need_centers),
@@ -130,20 +139,21 @@ def _(
 @_forward.differentiable
 class _Differentiable(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
         call = CenterCall(*arguments)
-        lse: Tensor = _forward.below_autograd(call)
-        ctx.save_for_backward(lse, call.rows, call.centers, call.mask, call.scale_tensor)
+        lse, probabilities = _forward.below_autograd(call)
+        ctx.save_for_backward(probabilities, call.rows, call.centers, call.mask, call.scale_tensor)
         ctx.scale = call.scale
-        return lse
+        ctx.mark_non_differentiable(probabilities)
+        return lse, probabilities
 
     @staticmethod
-    def backward(ctx: Any, grad_lse: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        lse, rows, centers, mask, scale_tensor = ctx.saved_tensors
+    def backward(ctx: Any, grad_lse: Tensor, _: Any) -> tuple[Any, ...]:  # type: ignore[override]
+        probabilities, rows, centers, mask, scale_tensor = ctx.saved_tensors
         call = CenterCall(rows, centers, ctx.scale, mask, scale_tensor)
         wanted = ctx.needs_input_grad
         needs = Needs(wanted[0], wanted[1], wanted[4])
-        gradients = _backward(call, grad_lse, lse, needs)
+        gradients = _backward(call, grad_lse, probabilities, needs)
         grad_rows, grad_centers, grad_scale = (
             gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)
         )

@@ -10,7 +10,7 @@
 
 #include <stdint.h>
 
-#define AK_CUDA_ABI_VERSION 2
+#define AK_CUDA_ABI_VERSION 3
 
 #define AK_CUDA_FLOAT32 0
 #define AK_CUDA_FLOAT16 1
@@ -137,16 +137,17 @@ int ak_cuda_sample_pixels(int device, void *stream, const ak_cuda_draw *draw, in
 /* Bytes of shared memory that center_lse takes; at most 48 KiB are served. */
 int64_t ak_cuda_center_lse_bytes(int64_t centers, int64_t dim);
 
-/* lse[i] = log sum_c exp(scale rows_i . centers_c), 0 for rows that the mask (or NULL) leaves out. rows
- * (count, dim) and centers (center_count, dim, float32), contiguous. `scale_tensor`: another factor, or NULL. */
+/* lse[i] = log sum_c exp(scale rows_i . centers_c) and probabilities[i][c] = exp(logit - lse), 0 for rows that the
+ * mask (or NULL) leaves out. rows (count, dim) and centers (center_count, dim, float32), contiguous.
+ * `scale_tensor`: another factor, or NULL. */
 int ak_cuda_center_lse_forward(int device, void *stream, const void *rows, int dtype, int64_t count, int64_t dim,
                                const float *centers, int64_t center_count, const uint8_t *mask, float scale,
-                               const float *scale_tensor, float *lse);
+                               const float *scale_tensor, float *lse, float *probabilities);
 
 /* gradient (count, dim) of sum_i grad_lse[i] lse[i] with respect to the rows. */
-int ak_cuda_center_lse_backward(int device, void *stream, const void *rows, int dtype, int64_t count, int64_t dim,
-                                const float *centers, int64_t center_count, const uint8_t *mask, float scale,
-                                const float *scale_tensor, const float *grad_lse, const float *lse,
+int ak_cuda_center_lse_backward(int device, void *stream, int64_t count, int64_t dim, const float *centers,
+                                int64_t center_count, const uint8_t *mask, float scale,
+                                const float *scale_tensor, const float *grad_lse, const float *probabilities,
                                 void *gradient, int gradient_dtype);
 
 #ifdef __cplusplus

@@ -21,30 +21,36 @@ def _served(asked: CenterCall) -> bool:
 
 def _arguments(asked: CenterCall) -> tuple[Any, ...]:
     """Arguments that both passes share, as the C interface takes them."""
-    rows, tensor = asked.rows.contiguous(), asked.scale_tensor
+    tensor = asked.scale_tensor
     return (
-        rows, rows.dtype, *rows.shape, asked.centers.contiguous(), asked.centers.shape[0],
+        *asked.rows.shape, asked.centers.contiguous(), asked.centers.shape[0],
         None if asked.mask is None else asked.mask.contiguous(),
         asked.scale, None if tensor is None else tensor.to(torch.float32),
     )  # fmt: skip
 
 
 @registry.register("center_lse_forward", backend="cuda", dtypes=frozenset(DTYPES))
-def center_lse_forward(asked: CenterCall) -> Tensor:
+def center_lse_forward(asked: CenterCall) -> tuple[Tensor, Tensor]:
     if not _served(asked):
         kernel = registry.resolve_without("cuda", "center_lse_forward", asked.rows)
-        left: Tensor = kernel(asked)
+        left: tuple[Tensor, Tensor] = kernel(asked)
         return left
-    lse = torch.empty(asked.rows.shape[0], dtype=torch.float32, device=asked.rows.device)
-    call("center_lse", "ak_cuda_center_lse_forward", asked.rows, *_arguments(asked), lse)
-    return lse
+    rows, device = asked.rows.contiguous(), asked.rows.device
+    lse = torch.empty(rows.shape[0], dtype=torch.float32, device=device)
+    shape = (rows.shape[0], asked.centers.shape[0])
+    probabilities = torch.empty(shape, dtype=torch.float32, device=device)
+    call(
+        "center_lse", "ak_cuda_center_lse_forward", rows, rows, rows.dtype, *_arguments(asked),
+        lse, probabilities,
+    )  # fmt: skip
+    return lse, probabilities
 
 
 @registry.register("center_lse_backward", backend="cuda", dtypes=frozenset(DTYPES))
 def center_lse_backward(
     asked: CenterCall,
     grad_lse: Tensor,
-    lse: Tensor,
+    probabilities: Tensor,
     need_rows: bool,
     need_centers: bool,
     dtype: torch.dtype,
@@ -53,12 +59,12 @@ def center_lse_backward(
     if need_centers or not _served(asked):
         kernel = registry.resolve_without("cuda", "center_lse_backward", asked.rows)
         gradients: tuple[Tensor, Tensor] = kernel(
-            asked, grad_lse, lse, need_rows, need_centers, dtype
+            asked, grad_lse, probabilities, need_rows, need_centers, dtype
         )
         return gradients
     gradient = torch.empty(asked.rows.shape, dtype=dtype, device=asked.rows.device)
     call(
         "center_lse backward", "ak_cuda_center_lse_backward", asked.rows, *_arguments(asked),
-        grad_lse.contiguous(), lse.contiguous(), gradient, dtype,
+        grad_lse.contiguous(), probabilities.contiguous(), gradient, dtype,
     )  # fmt: skip
     return gradient, torch.empty(0, dtype=torch.float32, device=asked.rows.device)

@@ -12,30 +12,31 @@ from action_kernels.ops.scale import product
 
 
 @register("center_lse_forward", backend="reference")
-def center_lse_forward(call: CenterCall) -> Tensor:
+def center_lse_forward(call: CenterCall) -> tuple[Tensor, Tensor]:
     logits = clean(call.rows, call.mask) @ call.centers.T * product(call.scale, call.scale_tensor)
-    lse = logits.to(call.centers.dtype).logsumexp(1)
-    return lse if call.mask is None else lse.where(call.mask, 0)
+    logits = logits.to(call.centers.dtype)
+    lse = logits.logsumexp(1)
+    probabilities = logits.sub_(lse[:, None]).exp_()
+    if call.mask is None:
+        return lse, probabilities
+    return lse.where(call.mask, 0), probabilities.where(call.mask[:, None], 0)
 
 
 @register("center_lse_backward", backend="reference")
 def center_lse_backward(
     call: CenterCall,
     grad_lse: Tensor,
-    lse: Tensor,
+    probabilities: Tensor,
     need_rows: bool,
     need_centers: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    scale = product(call.scale, call.scale_tensor)
-    rows, centers = clean(call.rows, call.mask), call.centers
+    centers = call.centers
     g = grad_lse if call.mask is None else grad_lse.where(call.mask, 0)
-    weights = ((rows @ centers.T * scale).to(lse.dtype) - lse[:, None]).exp_() * g[:, None]
-    if call.mask is not None:
-        weights = weights.where(call.mask[:, None], 0)
-    weights = (weights * scale).to(centers.dtype)
-    nothing = torch.empty(0, dtype=dtype, device=rows.device)
+    g = (g * product(call.scale, call.scale_tensor)).to(centers.dtype)
+    weights = probabilities * g[:, None]
+    nothing = torch.empty(0, dtype=dtype, device=centers.device)
     return (
         (weights @ centers).to(dtype) if need_rows else nothing,
-        weights.T @ rows if need_centers else nothing.clone(),
+        weights.T @ clean(call.rows, call.mask) if need_centers else nothing.clone(),
     )
