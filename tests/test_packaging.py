@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -77,6 +78,21 @@ def test_builds_without_nvcc_and_says_so_in_a_line(tmp_path):
     )
     built = sorted(path.name for path in (tmp_path / "lib").rglob("*.so"))
     assert built == ["libaction_kernels_cpu.so"]
+
+
+@pytest.mark.parametrize("asked", ["1", "0"])
+def test_asking_for_cuda_has_the_build_frontend_fetch_nvcc(tmp_path, asked):
+    """Where there is none; the frontend installs what the build backend names."""
+    if list(Path(torch.__file__).parents[1].glob("nvidia/cu*/bin/nvcc")):
+        pytest.skip("there is one among the packages")
+    program = "import setuptools.build_meta as b; print(b.get_requires_for_build_wheel())"
+    environment = {"PATH": str(tmp_path), "CUDA_HOME": "", "ACTION_KERNELS_CUDA": asked}
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, **environment},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert ("nvidia-cuda-nvcc" in result.stdout.splitlines()[-1]) == (asked == "1")
 
 
 def test_a_compiler_without_openmp_builds_no_cpu_library_and_says_what_follows(tmp_path):
