@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
 from action_kernels import (
     indexed_lse,
@@ -199,3 +200,35 @@ def test_inputs_are_not_changed_and_rows_of_any_kind_are_taken(name):
     torch.testing.assert_close(torch.autograd.grad(result, strided)[0], gradient)
     torch.testing.assert_close(result.detach(), value)
     assert torch.equal(strided, before)
+
+
+@each_op
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_jit_trace_records_the_op(name):
+    """Not the numbers that it gave when traced."""
+    op, shape = OPS[name]
+    point = torch.rand(shape, generator=torch.Generator().manual_seed(2)) + 0.1
+    traced = torch.jit.trace(op, point.requires_grad_(), check_trace=False)
+    torch.testing.assert_close(traced(point * 1.3), op(point * 1.3))
+    leaf = (point.detach() * 1.3).requires_grad_()
+    gradients = [torch.autograd.grad(f(leaf).sum(), leaf)[0] for f in (traced, op)]
+    torch.testing.assert_close(*gradients)
+
+
+@each_op
+def test_modes_and_the_profiler_see_the_op(name):
+    op, shape = OPS[name]
+    x = torch.rand(shape) + 0.1
+    seen = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function, types, arguments=(), kwargs=None):
+            seen.append(str(function))
+            return function(*arguments, **(kwargs or {}))
+
+    with Watch():
+        op(x)
+    assert any("action_kernels." in function for function in seen)
+    with torch.profiler.profile() as profile:
+        op(x)
+    assert any("action_kernels::" in event.key for event in profile.key_averages())

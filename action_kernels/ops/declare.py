@@ -139,10 +139,12 @@ def op(name: str) -> Callable[[Function], Op]:
 
 
 def is_eager(*arguments: Any) -> bool:
-    """Plain tensors outside of tracing, functorch and profiling: a kernel may be called past the
-    dispatcher."""
+    """Plain tensors with nobody looking on (a tracer, a mode, functorch, the profiler): a kernel may be
+    called past the dispatcher."""
     if (
         torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
         or torch._C._autograd._profiler_enabled()
     ):
