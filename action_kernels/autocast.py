@@ -29,7 +29,7 @@ def outside_autocast(loss: LossT) -> LossT:
             return loss(*args, **kwargs)
 
     # Code of its own: torch.compile counts recompilations, eight at most, by code and not by function.
-    wrapper.__code__ = wrapper.__code__.replace(co_name=loss.__name__)
+    wrapper.__code__ = wrapper.__code__.replace(co_name=loss.__name__)  # type: ignore[attr-defined]
     return wrapper  # type: ignore[return-value]
 
 
