@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,16 @@ from action_kernels.trainer.run import resolved
 from action_kernels.trainer.stages import STAGES, Setup
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def terminal_that_can_hang_up() -> Iterator[None]:
+    """SIGHUP as a terminal leaves it: started by nohup, the tests would find it ignored, and runs respect that."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 TINY = {
     "patch_size": 32,
     "widths": (4, 4, 8, 8, 8),

@@ -43,7 +43,7 @@ def own_run(tmp_path_factory):
         affine = np.diag([(-1) ** number * (1.0 + number / 4), 1.25, 2.0, 1.0])
         b.save(root / "images" / f"{case}.nii.gz", image, affine)
         b.save(root / "labels" / f"{case}.nii.gz", label, affine)
-    train(root, folder / "run", "--patch-size", "16", "--labelled-patients", "2")
+    train(root, folder / "run", "--patch-size", "32", "--labelled-patients", "2")
     return folder
 
 
