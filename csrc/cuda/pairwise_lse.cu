@@ -2,6 +2,17 @@
 #include "pairwise_lse.cuh"
 
 namespace ak {
+
+// A build for other architectures leaves these kernels out.
+#ifndef AK_SM90A
+int forward_sm90a(const ForwardProblem &, Forward, int, int, int, cudaStream_t) { return AK_CUDA_NO_KERNEL; }
+int backward_sm90a(const BackwardProblem &, Backward, int, int, int, cudaStream_t) { return AK_CUDA_NO_KERNEL; }
+#endif
+#ifndef AK_SM80
+int forward_sm80(const ForwardProblem &, Forward, int, int, int, cudaStream_t) { return AK_CUDA_NO_KERNEL; }
+int backward_sm80(const BackwardProblem &, Backward, int, int, int, cudaStream_t) { return AK_CUDA_NO_KERNEL; }
+#endif
+
 namespace {
 
 constexpr int kThreads = 256;
@@ -11,12 +22,6 @@ constexpr int64_t kMostRows = INT_MAX - 1024;  // so that a tile's end is an int
 constexpr bool kHasSm90a = true;
 #else
 constexpr bool kHasSm90a = false;
-int forward_sm90a(const ForwardProblem &, Forward, int, int, int, cudaStream_t) { return AK_CUDA_NO_KERNEL; }
-int backward_sm90a(const BackwardProblem &, Backward, int, int, int, cudaStream_t) { return AK_CUDA_NO_KERNEL; }
-#endif
-#ifndef AK_SM80
-int forward_sm80(const ForwardProblem &, Forward, int, int, int, cudaStream_t) { return AK_CUDA_NO_KERNEL; }
-int backward_sm80(const BackwardProblem &, Backward, int, int, int, cudaStream_t) { return AK_CUDA_NO_KERNEL; }
 #endif
 
 struct Gpu {
