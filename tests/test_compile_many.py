@@ -21,14 +21,11 @@ CALLS = {
 }  # fmt: skip
 
 
-def test_all_losses_compile_in_one_process(monkeypatch):
+def test_all_losses_compile_in_one_process():
     torch._dynamo.reset()
-    limit = (
-        "recompile_limit"
-        if hasattr(torch._dynamo.config, "recompile_limit")
-        else "cache_size_limit"
-    )
-    monkeypatch.setattr(torch._dynamo.config, limit, len(CALLS) - 1)
-    for loss, (arguments, options) in CALLS.items():
-        compiled = torch.compile(loss, fullgraph=True, backend="eager")
-        torch.testing.assert_close(compiled(*arguments, **options), loss(*arguments, **options))
+    config = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    with config.patch({limit: len(CALLS) - 1}):  # monkeypatch would hide the option afterwards
+        for loss, (arguments, options) in CALLS.items():
+            compiled = torch.compile(loss, fullgraph=True, backend="eager")
+            torch.testing.assert_close(compiled(*arguments, **options), loss(*arguments, **options))
