@@ -22,6 +22,8 @@ Weights = dict[str, dict[str, Tensor]]
 FILES: dict[Kind, str] = {"last": "checkpoint.pt", "best": "best.pt"}
 WEIGHTS_FILES: dict[Kind, str] = {"last": "last.safetensors", "best": "best.safetensors"}
 WEIGHTS = ("network", "head")  # of a stage's modules: what is needed to predict, and to start from
+SNAPSHOTS = "snapshots"  # a folder beside the checkpoints
+CENTERS = ("centers", "allocation")  # of SAACL's state: what its embeddings are measured against
 
 # What may differ when a run goes on: where it runs and what it records, not what it computes.
 MAY_CHANGE = frozenset(
@@ -34,6 +36,7 @@ MAY_CHANGE = frozenset(
         "log_every",
         "validate_every",
         "checkpoint_every",
+        "snapshot_every",
         "final_list",
         "max_iterations",
         "pretrain_iterations",
@@ -149,14 +152,27 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def save_weights(path: Path, stage: Stage, facts: dict[str, str]) -> None:
-    """The student's weights as safetensors (``network.…``, ``head.…``), `facts` in its header."""
+    """The student's weights as safetensors (``network.…``, ``head.…``), `facts` in its header; SAACL's centres too."""
     tensors = {
         f"{part}.{name}": tensor.detach().cpu().contiguous().clone()
-        for part in WEIGHTS
+        for part in (*WEIGHTS, "saacl")
         if part in stage.modules
         for name, tensor in stage.modules[part].state_dict().items()
+        if part != "saacl" or name in CENTERS
     }
+    path.parent.mkdir(exist_ok=True)
     replace_file(path, lambda temporary: temporary.write_bytes(save(tensors, facts)))
+
+
+def snapshot_path(folder: Path, iteration: int) -> Path:
+    """Where a stage's snapshot of a step lies; names sort as steps do."""
+    return folder / SNAPSHOTS / f"step-{iteration:08d}.safetensors"
+
+
+def snapshots(folder: Path) -> dict[int, Path]:
+    """A stage's snapshots by step, in order."""
+    paths = sorted((folder / SNAPSHOTS).glob("step-*.safetensors"))
+    return {int(path.stem.partition("-")[2]): path for path in paths}
 
 
 def load_weights(path: Path) -> Weights:

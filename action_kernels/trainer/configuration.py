@@ -178,6 +178,10 @@ class FinetuneConfiguration:
         0.01, "weight of anatomical contrast on all pixels; 0 leaves it out", least=0
     )
     center_weight: float = _setting(0.2, "weight of the centre term in SAACL (lambda_a)", least=0)
+    positives: Literal["mean", "sum", "balanced"] = _setting(
+        "mean",
+        "SAACL: divide positive and centre terms by their number, do not, or divide the positive ones alone",
+    )
     queries_per_class: int = _setting(
         256, "pixels per class in SAACL and AnCo", least=1, most=_MILLION
     )
@@ -241,6 +245,11 @@ class RunConfiguration:
     checkpoint_every: int = _setting(
         500, "steps between two checkpoints", least=1, most=1000 * _MILLION
     )
+    snapshot_every: int = _setting(
+        0,
+        "steps between two snapshots of the student's weights, all of which are kept; 0 keeps none",
+        least=0, most=1000 * _MILLION,
+    )  # fmt: skip
     final_list: Literal["val", "test"] = _setting(
         "val", "the patients on whom the finished run is evaluated"
     )

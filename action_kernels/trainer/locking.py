@@ -17,6 +17,10 @@ except ImportError:  # no POSIX system: runs are not guarded there
 _LOCK = ".lock"
 
 
+class Locked(TrainerError):
+    """Another process writes the run."""
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the run in `folder` for this process; the lock ends with the process, however it ends.
@@ -24,7 +28,7 @@ def locked(folder: Path) -> Iterator[None]:
     A POSIX record lock: worker processes do not inherit it, so it does not outlive a training process that was killed.
 
     Raises:
-        TrainerError: when another process holds it.
+        Locked: when another process holds it.
     """
     if fcntl is None:
         yield
@@ -46,7 +50,7 @@ def _acquire(path: Path) -> int:
         except BlockingIOError:
             owner = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
             os.close(descriptor)
-            raise TrainerError(
+            raise Locked(
                 f"--output: another process (pid {owner}) is writing the run {path.parent}; wait for it or end it"
             ) from None
         except PermissionError as error:  # what some systems say instead

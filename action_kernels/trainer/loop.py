@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from .checkpoints import WEIGHTS_FILES, Checkpoints, Kind, Progress, save_weights
+from .checkpoints import (
+    WEIGHTS_FILES,
+    Checkpoints,
+    Kind,
+    Progress,
+    save_weights,
+    snapshot_path,
+)
 from .configuration import RunConfiguration
 from .data.sampling import Batch
 from .errors import TrainerError
@@ -48,6 +56,8 @@ class Loop:
             self.stop.requested |= self.record.unheard
             if self.due(self.every.checkpoint_every) or self.stop.requested:
                 self.save("last")
+            if self.every.snapshot_every and self.due(self.every.snapshot_every):
+                self.save_weights("snapshot", snapshot_path(self.checkpoints.folder, self.done))
             if self.stop.requested:
                 return
 
@@ -83,6 +93,10 @@ class Loop:
         progress = Progress(self.done, self.record.history)
         self.checkpoints.save(self.stage, progress, kind)
         if kind == "best" or self.done == self.total:
-            facts = {"stage": self.checkpoints.stage, "kind": kind, "iteration": str(self.done)}
-            save_weights(self.checkpoints.folder / WEIGHTS_FILES[kind], self.stage, facts)
+            self.save_weights(kind, self.checkpoints.folder / WEIGHTS_FILES[kind])
+
+    def save_weights(self, kind: str, path: Path) -> None:
+        """Write the student's weights alone."""
+        facts = {"stage": self.checkpoints.stage, "kind": kind, "iteration": str(self.done)}
+        save_weights(path, self.stage, facts)
         self.record.write()

@@ -9,6 +9,7 @@ On one device::
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -84,11 +85,20 @@ class Run:
         return self.dataset.part(name)
 
 
-def run_training(config: Configuration, folder: Path, *, resume: bool = False) -> Summary:
+def run_training(
+    config: Configuration,
+    folder: Path,
+    *,
+    resume: bool = False,
+    finish: Callable[[Run, StageName], Summary] | None = None,
+) -> Summary:
     """Train the stages, evaluate on `final_list`, and leave everything in `folder`.
 
+    Args:
+        finish: what is done instead of the evaluation with the trained run and its last stage, while it is locked.
+
     Returns:
-        What ``folder/metrics.json`` holds.
+        What ``folder/metrics.json`` holds, or what `finish` returns.
 
     Raises:
         TrainerError: when data, configuration or checkpoint do not allow it.
@@ -110,7 +120,7 @@ def run_training(config: Configuration, folder: Path, *, resume: bool = False) -
             for name in names:
                 train_stage(run, name, images, stop)
         try:
-            return evaluate_run_of(run, names[-1], "last", run.config.run.final_list, folder)
+            return (finish or evaluate_finished)(run, names[-1])
         except KeyboardInterrupt:
             raise Interrupted(
                 "the training is finished and saved, its evaluation was stopped"
@@ -368,6 +378,11 @@ def panel_of(run: Run, stage: Stage, result: CaseResult) -> np.ndarray:
 
 
 # Evaluate
+
+
+def evaluate_finished(run: Run, name: StageName) -> Summary:
+    """Evaluate the last checkpoint on `final_list`, into the run's folder."""
+    return evaluate_run_of(run, name, "last", run.config.run.final_list, run.folder)
 
 
 def evaluate_run_of(run: Run, name: StageName, kind: Kind, part: str, folder: Path) -> Summary:

@@ -13,7 +13,7 @@ from trainer.comparing_states import assert_equal, trained
 from trainer.volumes import read_rows
 
 from action_kernels.trainer import run as runs
-from action_kernels.trainer.checkpoints import read_checkpoint
+from action_kernels.trainer.checkpoints import load_weights, read_checkpoint, snapshots
 from action_kernels.trainer.configuration import Configuration
 from action_kernels.trainer.errors import TrainerError
 from action_kernels.trainer.locking import locked
@@ -348,3 +348,33 @@ def test_a_finetune_stage_knows_that_it_starts_trained(tiny_config, tmp_path):
         assert isinstance(finetune, Finetune)
         momenta[stage] = finetune.momentum(0)
     assert momenta == {"all": 0.99, "finetune": 0.0}
+
+
+def test_snapshots_hold_what_embeddings_are_measured_against(tiny_config, tmp_path):
+    """Every so many steps and at the end, of every stage; the last one is the last checkpoint's student."""
+    config = tiny_config(snapshot_every=4, positives="balanced")
+    run_training(config, tmp_path)
+    found = {name: snapshots(tmp_path / name) for name in config.stages}
+    assert {name: list(paths) for name, paths in found.items()} == {
+        "pretrain": [3],
+        "finetune": [4, 6],
+    }
+    last = load_weights(found["finetune"][6])
+    saacl = read_checkpoint(tmp_path / "finetune" / "checkpoint.pt")["modules"]["saacl"]
+    assert_equal(last["saacl"], {name: saacl[name] for name in ("centers", "allocation")})
+    assert_equal(last["network"], dict(load_weights(tmp_path)["network"]))
+    assert last["network"].keys() == load_weights(found["pretrain"][3])["network"].keys()
+
+
+def test_what_is_done_with_a_finished_run_can_be_chosen(tiny_config, tmp_path):
+    """While it is locked, and again when it is resumed without any step left."""
+    config, seen = tiny_config(stage="supervised", max_iterations=2), []
+
+    def finish(run, name):
+        seen.append(name)
+        assert (run.folder / ".lock").exists()
+        return {"seen": len(seen)}
+
+    assert run_training(config, tmp_path, finish=finish) == {"seen": 1}
+    assert run_training(config, tmp_path, resume=True, finish=finish) == {"seen": 2}
+    assert not (tmp_path / "metrics.json").exists()

@@ -43,6 +43,7 @@ class Finetune:
             setup.config.network.embedding_dim,
             queue_size=self.config.queue_size,
             center_weight=self.config.center_weight,
+            positives=self.config.positives,
         ).to(setup.device)
         self.temperature = AnatomicalTemperature(
             setup.iterations,
