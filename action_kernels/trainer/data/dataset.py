@@ -20,7 +20,7 @@ from .phantom import phantom_cases
 from .problems import DataError, some
 from .reading import Rules
 from .splits import Split, split_patients, unlisted
-from .task import PHANTOM, Task
+from .task import PHANTOM, PHANTOM_3D, Task
 from .volume import Case
 
 # The first tier with a layout that fits decides; two that fit in one tier are an ambiguity to be told.
@@ -140,14 +140,14 @@ def open_dataset(
         data: a folder in one of the known layouts, or ``"phantom"``.
         labelled_patients: how many of the training patients' labels are used.
         phantom_patients: how many to draw when `data` is ``"phantom"``; `seed` is theirs alone.
-        options: what the layout does not say.
+        options: what the layout does not say; phantoms are volumes when its `spatial_dims` is 3.
 
     Raises:
         TrainerError: in a sentence that names the file or the option, and what to do.
     """
     options = options or Options()
     if data == "phantom":
-        findings, root = Findings(PHANTOM, ACDC_RULES, phantom_cases(phantom_patients, seed)), None
+        findings, root = _phantoms(phantom_patients, seed, options), None
     else:
         listing = list_folder(data)
         findings, root = find_cases(listing, options), listing.root
@@ -164,6 +164,14 @@ def open_dataset(
         split,
         (*notes_on(findings, split), *notes),
     )
+
+
+def _phantoms(patients: int, seed: int, options: Options) -> Findings:
+    dims = options.spatial_dims or 2
+    cases = phantom_cases(patients, seed, dims)
+    if dims == 2:
+        return Findings(PHANTOM, ACDC_RULES, cases)
+    return Findings(PHANTOM_3D, replace(ACDC_RULES, axes=(0, 1, 2)), cases)
 
 
 def find_cases(

@@ -17,8 +17,8 @@ from .volume import Case, Grid, Volume
 
 Frame = tuple[np.ndarray, np.ndarray]  # image and labels
 
-SLICES = 8
-SIZE = 96
+SLICES, SIZE = 8, 96
+SLICES_3D, SIZE_3D = 24, 64  # of phantoms for networks that see volumes
 RIGHT_VENTRICLE, MYOCARDIUM, LEFT_VENTRICLE = 1, 2, 3
 
 
@@ -113,14 +113,18 @@ def _bias_field(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def draw_volume(
-    anatomy: Anatomy, systole: bool, rng: np.random.Generator, size: int = SIZE
+    anatomy: Anatomy,
+    systole: bool,
+    rng: np.random.Generator,
+    size: int = SIZE,
+    slices: int = SLICES,
 ) -> Frame:
     """One frame of a patient.
 
     Returns:
-        The image (SLICES, size, size) float32, intensities about [0, 1], and the labels (SLICES, size, size) uint8.
+        The image (slices, size, size) float32, intensities about [0, 1], and the labels (slices, size, size) uint8.
     """
-    depths = np.linspace(0.02, 0.98, SLICES)
+    depths = np.linspace(0.02, 0.98, slices)
     label = np.stack([draw_label(anatomy, depth, systole, size) for depth in depths])
     thorax, bias = _draw_thorax(anatomy, rng, size), _bias_field(rng, size)
     blood, muscle = rng.uniform(0.65, 0.85), rng.uniform(0.2, 0.28)
@@ -133,20 +137,21 @@ def draw_volume(
     return np.hypot(image + noise[0], noise[1]).astype(np.float32), label
 
 
-def draw_patient(seed: int, number: int, size: int = SIZE) -> list[Frame]:
+def draw_patient(seed: int, number: int, size: int = SIZE, slices: int = SLICES) -> list[Frame]:
     """Both frames of patient `number` in the cohort of `seed`: ``[(image, label), (image, label)]``."""
     rng = np.random.default_rng([seed, number])
     anatomy = draw_anatomy(rng)
-    return [draw_volume(anatomy, systole, rng, size) for systole in (False, True)]
+    return [draw_volume(anatomy, systole, rng, size, slices) for systole in (False, True)]
 
 
-def phantom_cases(patients: int, seed: int) -> tuple[Case, ...]:
-    """Both frames of `patients` phantoms, ``phantom001_frame01`` …"""
+def phantom_cases(patients: int, seed: int, spatial_dims: int = 2) -> tuple[Case, ...]:
+    """Both frames of `patients` phantoms, ``phantom001_frame01`` …; as stacks of slices, or as volumes (x, y, z)."""
+    read = _read if spatial_dims == 2 else _read_3d
     return tuple(
         Case(
             f"phantom{number:03d}_frame{frame + 1:02d}",
             f"phantom{number:03d}",
-            partial(_read, seed, number, frame),
+            partial(read, seed, number, frame),
             True,
         )
         for number in range(1, patients + 1)
@@ -157,3 +162,9 @@ def phantom_cases(patients: int, seed: int) -> tuple[Case, ...]:
 def _read(seed: int, number: int, frame: int) -> Volume:
     image, label = draw_patient(seed, number)[frame]
     return Volume(image[None], label, None, Grid(image.shape[::-1], axes=(2, 1, 0)))
+
+
+def _read_3d(seed: int, number: int, frame: int) -> Volume:
+    image, label = draw_patient(seed, number, SIZE_3D, SLICES_3D)[frame]
+    image, label = (np.ascontiguousarray(a.transpose(2, 1, 0)) for a in (image, label))
+    return Volume(image[None], label, None, Grid(image.shape))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..errors import TrainerError
@@ -110,3 +110,5 @@ PHANTOM = Task(
     spatial_dims=2,
     unit="voxel",
 )
+
+PHANTOM_3D = replace(PHANTOM, spatial_dims=3)
