@@ -16,7 +16,7 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .errors import TrainerError
 from .files import replace_file
@@ -25,6 +25,8 @@ CONFIGURATION_FILE = "configuration.json"
 FORMAT = 2  # of the configuration file and of checkpoints; 1 was one flat dataclass
 
 StageName: TypeAlias = Literal["pretrain", "finetune", "supervised", "mean_teacher"]
+
+Number = TypeVar("Number", int, float)
 
 _MILLION = 1_000_000
 
@@ -68,6 +70,13 @@ class DataConfiguration:
         "pixels a side of what the networks see; one number serves all axes",
         least=8,
         most=4096,
+    )
+    spacing: tuple[float, ...] | None = _setting(
+        None,
+        "millimetres to which images are resampled, one number or one an axis of what the networks see "
+        "(default: the median of the data's images; ACDC and LA stay as they are)",
+        above=0,
+        most=1000,
     )
     fit: Literal["resize", "crop"] = _setting(
         "resize",
@@ -424,13 +433,13 @@ def converted(option: Option, value: Any) -> Any:
         return value
     if get_origin(kind) is tuple:
         value = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-        noun = "names" if get_args(kind)[0] is str else "whole numbers"
+        noun = {str: "names", int: "whole numbers", float: "numbers"}[get_args(kind)[0]]
         _require(option.name, value, 0 < len(value) <= 256, f"one or several {noun}")
         for entry in value:
             if get_args(kind)[0] is str:
                 _require(option.name, entry, isinstance(entry, str), "names")
             else:
-                _check_number(option, entry, int)
+                _check_number(option, entry, get_args(kind)[0])
         return value
     if kind in (int, float):
         _check_number(option, value, kind)
@@ -509,7 +518,7 @@ def given_options(namespace: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(namespace).items() if name in keys}
 
 
-def per_axis(option: str, values: tuple[int, ...], dims: int) -> tuple[int, ...]:
+def per_axis(option: str, values: tuple[Number, ...], dims: int) -> tuple[Number, ...]:
     """`values`, one for each of `dims` axes; a single one serves all of them.
 
     Raises:

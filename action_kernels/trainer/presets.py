@@ -7,9 +7,28 @@ from typing import Any
 from .configuration import Configuration
 from .errors import TrainerError
 
+# A V-Net on crops. The validation list is the last tenth of the training list; the test list is not read before
+# `action-kernels evaluate` does.
+_LA: dict[str, Any] = {
+    "network": "vnet",
+    "fit": "crop",
+    "patch_size": (112, 112, 80),
+    "stride": (18, 18, 4),
+    "labelled_batch": 2,
+    "unlabelled_batch": 2,
+    "pretrain_iterations": 5000,
+    "pretrain_window": 20,
+    "pretrain_pooled": 4,
+    "pretrain_global_dim": 128,
+    "pretrain_teacher_temperature_low": 0.6,
+    "max_iterations": 15_000,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "acdc-5": {"labelled_patients": 3},
     "acdc-10": {"labelled_patients": 7},
+    "la-5": {**_LA, "labelled_patients": 4},
+    "la-10": {**_LA, "labelled_patients": 8},
     "demo": {
         "data": "phantom",
         "labelled_patients": 4,

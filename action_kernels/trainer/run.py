@@ -153,6 +153,9 @@ def prepare(config: Configuration, folder: Path) -> Run:
         seed=config.run.seed,
         options=Options(data.spatial_dims, data.classes, data.allow_missing),
     )
+    if data.spacing is not None:
+        dims = dataset.task.spatial_dims
+        dataset = dataset.at_spacing(per_axis("--spacing", data.spacing, dims))
     if all((folder / name).is_file() for name in (CONFIGURATION_FILE, PLAN_FILE)):
         dataset = dataset.for_network_of(load_plan(folder))
     return Run(config, folder, device, dataset, make_predictor(config, dataset.task, device))

@@ -121,6 +121,13 @@ class Dataset:
                 )
         return replace(self, plan=plan)
 
+    def at_spacing(self, spacing: tuple[float, ...] | None) -> Dataset:
+        """The same cases, to be resampled to `spacing`, of the axes that the networks see; None: as they were."""
+        if spacing is None:
+            return self
+        a, b, c = (0.0, *spacing) if self.task.spatial_dims == 2 else spacing
+        return replace(self, plan=replace(self.plan, spacing=(a, b, c)))
+
     def part(self, name: str) -> list[Case]:
         """The cases of 'labelled', 'unlabelled', 'val' or 'test'."""
         return self.split.cases(name, self.cases)

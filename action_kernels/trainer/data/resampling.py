@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import ndimage
 
+from .problems import DataError
 from .volume import Volume
 
 Spacing = tuple[float, float, float]
@@ -17,11 +18,14 @@ _TOLERANCE = 0.01  # spacings nearer to each other than this ratio are taken for
 def to_spacing(volume: Volume, spacing: Spacing | None) -> Volume:
     """`volume` resampled to `spacing` (millimetres along its axes, 0 where an axis stays as it is).
 
-    Images linearly, labels by their nearest neighbour; voxels are boxes whose outer faces stay where they are. None,
-    or a volume whose spacing is not known, changes nothing.
+    Images linearly, labels by their nearest neighbour; voxels are boxes whose outer faces stay where they are. None
+    changes nothing.
+
+    Raises:
+        DataError: when the volume's own spacing is not known.
     """
     shape = shape_at(volume, spacing)
-    if shape == volume.shape or spacing is None or volume.spacing is None:
+    if shape == volume.shape or volume.spacing is None:
         return volume
     label = None if volume.label is None else resample(volume.label, shape, order=0)
     image = np.stack([resample(channel, shape, order=1) for channel in volume.image])
@@ -30,9 +34,19 @@ def to_spacing(volume: Volume, spacing: Spacing | None) -> Volume:
 
 
 def shape_at(volume: Volume, spacing: Spacing | None) -> tuple[int, int, int]:
-    """The shape of `volume` once it is resampled to `spacing`."""
-    if spacing is None or volume.spacing is None:
+    """The shape of `volume` once it is resampled to `spacing`.
+
+    Raises:
+        DataError: when the volume's own spacing is not known.
+    """
+    if spacing is None or not any(spacing):
         return volume.shape
+    if volume.spacing is None:
+        wanted = " × ".join(f"{s:g}" if s else "as it is" for s in spacing)
+        raise DataError(
+            f"--spacing: an image is to be resampled to {wanted} mm, but its file holds no voxel spacing; "
+            "give images that have it (NIfTI, NRRD), or data and a run without a spacing"
+        )
     a, b, c = (
         length
         if not wanted or abs(have / wanted - 1) < _TOLERANCE

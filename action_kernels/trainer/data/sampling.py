@@ -20,7 +20,14 @@ from ..configuration import DataConfiguration
 from ..errors import TrainerError
 from .cache import read_ahead
 from .resampling import Spacing, to_spacing
-from .transforms import crop, resize, rotate_and_flip, standardise
+from .transforms import (
+    crop,
+    resize,
+    rotate_and_flip,
+    standardise,
+    turn_and_flip,
+    turning_plane,
+)
 from .volume import Case
 
 _LABELLED_STREAM, _UNLABELLED_STREAM, _AUGMENTATION_STREAM = range(3)
@@ -75,6 +82,7 @@ class TrainingImages(Dataset[Item]):
     ) -> None:
         """`spacing`: millimetres to which the volumes are resampled; None: they are not."""
         self.config, self.patch, self.seed = config, tuple(patch), seed
+        self.turning = turning_plane(self.patch, spacing) if len(self.patch) == 3 else ((0, 1), 1)
         self.images: list[np.ndarray] = []
         self.labels: list[np.ndarray | None] = []
         for case, volume in read_ahead(labelled):
@@ -106,11 +114,20 @@ class TrainingImages(Dataset[Item]):
         target = np.zeros(image.shape[1:], np.uint8) if label is None else label
         if self.config.fit == "crop":
             image, target = crop(image, target, self.patch, rng)
-        image, target = rotate_and_flip(image, target, rng, self.config.interpolation)
+        image, target = self._turned(image, target, rng)
         image = resize(image, self.patch, self.config.interpolation)
         if label is None:
             return torch.from_numpy(image), None
         return torch.from_numpy(image), torch.from_numpy(resize(target, self.patch)).long()
+
+    def _turned(
+        self, image: np.ndarray, target: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Slices rotated by any angle, volumes by right angles in one plane; a crop keeps its shape."""
+        if target.ndim == 3:
+            return turn_and_flip(image, target, rng, *self.turning)
+        step = 2 if self.config.fit == "crop" and self.patch[0] != self.patch[1] else 1
+        return rotate_and_flip(image, target, rng, self.config.interpolation, step)
 
 
 def _collate(items: list[Item]) -> Batch:

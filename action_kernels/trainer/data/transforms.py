@@ -63,8 +63,54 @@ def padded(array: np.ndarray, size: Sequence[int], value: float | None = None) -
     return np.pad(array, widths, constant_values=array.min() if value is None else value)
 
 
+def turning_plane(
+    size: Sequence[int], spacing: Sequence[float] | None = None
+) -> tuple[tuple[int, int], int]:
+    """The two axes of a volume of `size` in which it may be turned, and by what: 1 quarter turns, 2 half turns only.
+
+    Quarter turns need two axes of one length, and one spacing where it is known, so that neither the box nor the
+    anatomy changes its proportions: (112, 112, 80) turns in the plane of its first two axes, as published.
+    """
+    for plane in ((0, 1), (1, 2), (0, 2)):
+        a, b = plane
+        alike = spacing is None or abs(spacing[a] - spacing[b]) <= 0.05 * max(
+            spacing[a], spacing[b]
+        )
+        if size[a] == size[b] and alike:
+            return plane, 1
+    return (0, 1), 2
+
+
+def turn_and_flip(
+    image: np.ndarray,
+    label: np.ndarray,
+    rng: np.random.Generator,
+    plane: tuple[int, int] = (0, 1),
+    step: int = 1,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A turn in a plane of a volume and flips along its two axes, each of the symmetries as likely as the others.
+
+    Args:
+        image: (C, *size).
+        label: (*size).
+        plane: two axes of `label`.
+        step: 1 for turns by multiples of 90 degrees, 2 for those by 180.
+    """
+    turns = step * int(rng.integers(4 // step))
+    axes = plane[0] - label.ndim, plane[1] - label.ndim  # from the last, with channels and without
+    flipped = tuple(axis for axis in axes if rng.random() < 0.5)
+    image, label = (
+        np.flip(np.rot90(array, turns, axes), flipped).copy() for array in (image, label)
+    )
+    return image, label
+
+
 def rotate_and_flip(
-    image: np.ndarray, label: np.ndarray, rng: np.random.Generator, interpolation: str = "nearest"
+    image: np.ndarray,
+    label: np.ndarray,
+    rng: np.random.Generator,
+    interpolation: str = "nearest",
+    step: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """With probability ½ a quarter turn and a flip; otherwise with probability ½ a rotation by up to 20 degrees.
 
@@ -74,9 +120,10 @@ def rotate_and_flip(
     Args:
         image: (C, *size).
         label: (*size).
+        step: 1 for turns by multiples of 90 degrees, 2 for those by 180, which keep the shape.
     """
     if rng.random() < 0.5:
-        turns, axis = int(rng.integers(4)), int(rng.integers(2)) - 2
+        turns, axis = step * int(rng.integers(4 // step)), int(rng.integers(2)) - 2
         return tuple(
             np.flip(np.rot90(array, turns, axes=(-2, -1)), axis).copy() for array in (image, label)
         )  # type: ignore[return-value]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-from action_kernels import relational_loss
 
 CONVOLUTION: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -45,33 +44,46 @@ class LocalProjection(nn.Module):
         self.dim = num_classes * pooled**spatial_dims
 
     def forward(self, logits: Tensor) -> Tensor:
-        boxes = list(window_boxes(logits.shape[2:], self.window))
-        channels_first = logits.movedim((0, 1), (-2, -1))  # so that a box is an index
-        windows = (channels_first[box].movedim((-2, -1), (0, 1)) for box in boxes)
-        parts = torch.cat([average_pooled(window, self.pooled) for window in windows])
-        return self.layers(parts).flatten(1).view(len(boxes), len(logits), self.dim)
+        axes = windows_along_axes(logits.shape[2:], self.window)
+        pooled = average_pooled(logits, axes, self.pooled)  # (positions, B, K, *pooled)
+        vectors = self.layers(pooled.flatten(0, 1)).flatten(1)
+        return vectors.view(*pooled.shape[:2], self.dim)
 
 
-def average_pooled(maps: Tensor, pooled: int) -> Tensor:
-    """Maps (B, C, *size) averaged to `pooled` pixels a side, as adaptive pooling does, axis by axis.
+def average_pooled(maps: Tensor, axes: Sequence[Sequence[slice]], pooled: int) -> Tensor:
+    """Windows of maps (B, C, *size), each averaged to `pooled` pixels a side as adaptive pooling does.
 
-    By matrices: adaptive pooling has no deterministic backward pass on CUDA.
+    The windows are the boxes of all combinations of `axes`, the last axis fastest: (windows, B, C, pooled, …). Axis
+    by axis, by matrices that average all windows along it at once: a thousand windows cost as much as one pass over
+    the maps, and adaptive pooling has no deterministic backward pass on CUDA.
     """
-    for axis in range(2, maps.dim()):
-        length = maps.shape[axis]
-        means = torch.zeros(pooled, length, device=maps.device, dtype=maps.dtype)
+    dims = len(axes)
+    for axis, windows in enumerate(axes):
+        means = window_means(windows, pooled, maps.shape[2 + axis]).to(maps)
+        maps = (maps.movedim(2 + axis, -1) @ means.T).movedim(-1, 2 + axis)
+    counts = [size for windows in axes for size in (len(windows), pooled)]
+    maps = maps.reshape(*maps.shape[:2], *counts)
+    return maps.movedim([*range(2, 2 + 2 * dims, 2)], [*range(dims)]).flatten(0, dims - 1)
+
+
+def window_means(windows: Sequence[slice], pooled: int, length: int) -> Tensor:
+    """The matrix (windows · pooled, length) whose rows average the parts of windows along one axis."""
+    means = torch.zeros(len(windows), pooled, length)
+    for number, window in enumerate(windows):
+        wide = window.stop - window.start
         for i in range(pooled):
-            part = slice(i * length // pooled, -(-(i + 1) * length // pooled))
-            means[i, part] = 1 / (part.stop - part.start)
-        maps = (maps.movedim(axis, -1) @ means.T).movedim(-1, axis)
-    return maps
+            part = slice(
+                window.start + i * wide // pooled, window.start - (-(i + 1) * wide // pooled)
+            )
+            means[number, i, part] = 1 / (part.stop - part.start)
+    return means.flatten(0, 1)
 
 
-def window_boxes(size: Sequence[int], window: Sequence[int]) -> Iterator[tuple[slice, ...]]:
-    """Windows at a stride of half of their length, centred in the map.
+def windows_along_axes(size: Sequence[int], window: Sequence[int]) -> list[list[slice]]:
+    """Windows along each axis, at a stride of half of their length, centred in the map.
 
     (size − window) // stride of them along an axis, at least one: 6 × 6 of 64 × 64 in a map of 256 × 256, the 36 of
-    the paper.
+    the paper; 9 × 9 × 6 of 20 × 20 × 20 in 112 × 112 × 80.
     """
     axes = []
     for length, wide in zip(size, window, strict=True):
@@ -79,9 +91,12 @@ def window_boxes(size: Sequence[int], window: Sequence[int]) -> Iterator[tuple[s
         count = max((length - wide) // stride, 1)
         first = (length - wide - (count - 1) * stride) // 2
         axes.append([slice(first + i * stride, first + i * stride + wide) for i in range(count)])
-    grid = torch.cartesian_prod(*(torch.arange(len(axis)) for axis in axes)).view(-1, len(axes))
-    for position in grid.tolist():
-        yield tuple(axis[i] for axis, i in zip(axes, position, strict=True))
+    return axes
+
+
+def window_boxes(size: Sequence[int], window: Sequence[int]) -> Iterator[tuple[slice, ...]]:
+    """The boxes of `windows_along_axes`, the last axis fastest."""
+    return itertools.product(*windows_along_axes(size, window))
 
 
 def two_linear(before: int, hidden: int, after: int) -> nn.Sequential:
@@ -119,20 +134,20 @@ def distillation_loss(
 ) -> Tensor:
     """KL(u_t ‖ u_s) over the bank of each position, the mean over positions and batch.
 
+    `relational_loss` of every position at once: there may be hundreds (486 in 3D), of a few vectors each and a bank
+    of some dozens, so that their similarities are small enough to be written down.
+
     Args:
         student, teacher: (positions, B, dim), row i of both of the same image.
         bank: of the same positions; the batch is added to it afterwards by the caller.
     """
-    losses = [
-        relational_loss(
-            own,
-            target,
-            memory,
-            student_temperature=student_temperature,
-            teacher_temperature=teacher_temperature,
+    vectors = bank.vectors.clone()  # the bank moves on before the backward pass
+    with torch.autocast(student.device.type, enabled=False):
+        own, target = (
+            (functional.normalize(rows.float(), dim=-1) @ vectors.mT / temperature).log_softmax(-1)
+            for rows, temperature in (
+                (student, student_temperature),
+                (teacher.detach(), teacher_temperature),
+            )
         )
-        for own, target, memory in zip(
-            student.float(), teacher.float(), bank.vectors.clone(), strict=True
-        )
-    ]
-    return torch.stack(losses).mean()
+    return (target.exp() * (target - own)).sum(-1).mean()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from action_kernels.trainer.data.problems import DataError
 from action_kernels.trainer.data.resampling import resample, segment_at, shape_at, to_spacing
 from action_kernels.trainer.data.volume import Grid, Volume
 
@@ -22,9 +23,11 @@ def test_nothing_to_do(spacing):
     assert to_spacing(volume, spacing) is volume
 
 
-def test_a_volume_of_unknown_spacing_stays():
+def test_a_volume_of_unknown_spacing_is_not_resampled_by_guessing():
     volume = a_volume(spacing=None)
-    assert to_spacing(volume, (1.0, 1.0, 1.0)) is volume
+    assert to_spacing(volume, None) is to_spacing(volume, (0.0, 0.0, 0.0)) is volume
+    with pytest.raises(DataError, match=r"resampled to as it is × 1 × 2 mm, .* no voxel spacing"):
+        to_spacing(volume, (0.0, 1.0, 2.0))
 
 
 @pytest.mark.parametrize(

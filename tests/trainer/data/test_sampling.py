@@ -127,6 +127,19 @@ def test_crops_of_volumes_and_slices(tiny_config, channels, patch):
     assert set(label.unique().tolist()) <= {0, 1}
 
 
+@pytest.mark.parametrize("patch", [(8, 16, 12), (16, 16, 8), (32, 8)])
+def test_turned_crops_are_not_stretched(tiny_config, patch):
+    """Every voxel of a crop is one of the image's and none is there twice, unless a slice is rotated by some degrees."""
+    case = volume_case((20, 20, 40))
+    images = TrainingImages([case], [], tiny_config(fit="crop").data, patch, 0)
+    whole = 0
+    for draw in range(40):
+        image = images[Request(0, draw)][0].numpy()
+        padding = 0 if len(patch) == 3 else patch[0] * patch[1] - 20 * patch[1]
+        whole += len(np.unique(image)) >= image.size - padding
+    assert whole == 40 if len(patch) == 3 else 20 <= whole < 40
+
+
 def test_a_labelled_case_without_a_label(tiny_config):
     with pytest.raises(TrainerError, match="a_frame01 is to be a labelled case"):
         TrainingImages([volume_case((4, 8, 8), labelled=False)], [], tiny_config().data, (8, 8), 0)

@@ -17,6 +17,8 @@ from action_kernels.trainer.data.transforms import (
     resize,
     rotate_and_flip,
     standardise,
+    turn_and_flip,
+    turning_plane,
 )
 
 
@@ -30,6 +32,36 @@ def test_image_and_label_are_turned_together(shape):
         np.testing.assert_array_equal(image[0], turned)
         changed += turned.shape != label.shape or not np.array_equal(turned, label)
     assert 20 <= changed < 40  # three in four, some of these by identical symmetries
+
+
+@pytest.mark.parametrize(
+    ("size", "spacing", "plane", "step"),
+    [
+        ((112, 112, 80), None, (0, 1), 1),
+        ((112, 112, 80), (0.625, 0.625, 0.625), (0, 1), 1),
+        ((64, 64, 64), (5.0, 1.0, 1.0), (1, 2), 1),  # sagittal slices
+        ((64, 32, 64), (1.0, 4.0, 1.0), (0, 2), 1),
+        ((64, 64, 64), (1.0, 2.0, 3.0), (0, 1), 2),
+        ((64, 48, 32), None, (0, 1), 2),
+    ],
+)
+def test_a_volume_turns_where_that_keeps_its_proportions(size, spacing, plane, step):
+    assert turning_plane(size, spacing) == (plane, step)
+
+
+@pytest.mark.parametrize(("plane", "step", "count"), [((0, 1), 1, 8), ((0, 2), 2, 4)])
+def test_every_symmetry_of_a_plane_comes_as_often(plane, step, count):
+    rng = np.random.default_rng(0)
+    size = (3, 3, 2) if step == 1 else (4, 3, 2)
+    label = np.arange(np.prod(size)).reshape(size)
+    image, seen = np.stack([label, -label]), {}
+    for _ in range(200 * count):
+        turned, same = turn_and_flip(image, label, rng, plane, step)
+        np.testing.assert_array_equal(turned, [same, -same])
+        assert same.shape == size
+        seen[same.tobytes()] = seen.get(same.tobytes(), 0) + 1
+    assert len(seen) == count
+    assert min(seen.values()) > 140
 
 
 def test_crops_keep_image_and_label_together():

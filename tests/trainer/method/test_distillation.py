@@ -6,12 +6,15 @@ import pytest
 import torch
 from torch.nn import functional
 
+from action_kernels import relational_loss
 from action_kernels.trainer.method.distillation import (
     GlobalProjection,
     LocalProjection,
     VectorBank,
+    average_pooled,
     distillation_loss,
     window_boxes,
+    windows_along_axes,
 )
 
 
@@ -57,6 +60,41 @@ def test_a_local_vector_is_that_of_its_window(dims):
     changed[(1, slice(None), *boxes[position])] += 1
     assert not torch.allclose(projection(changed)[position, 1], vectors[position, 1])
     torch.testing.assert_close(projection(changed)[:, 0], vectors[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "pooled"), [((23, 17), (8, 5), 3), ((12, 10, 9), (6, 5, 4), 4)]
+)
+def test_windows_are_pooled_as_adaptive_pooling_does(size, window, pooled):
+    torch.manual_seed(0)
+    maps = torch.randn(2, 3, *size, dtype=torch.float64)
+    found = average_pooled(maps, windows_along_axes(size, window), pooled)
+    pool = functional.adaptive_avg_pool2d if len(size) == 2 else functional.adaptive_avg_pool3d
+    boxes = list(window_boxes(size, window))
+    wanted = torch.stack([pool(maps[(..., *box)], pooled) for box in boxes])
+    torch.testing.assert_close(found, wanted)
+
+
+def test_the_papers_windows_of_la():
+    boxes = list(window_boxes((112, 112, 80), (20, 20, 20)))
+    assert len(boxes) == 9 * 9 * 6
+    projection = LocalProjection(2, 3, (20, 20, 20), 4)
+    assert projection.dim == 128
+    assert projection(torch.randn(1, 2, 112, 112, 80)).shape == (486, 1, 128)
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_the_loss_is_the_librarys_position_by_position(amp):
+    torch.manual_seed(0)
+    bank = VectorBank(4, 7, 8, torch.Generator().manual_seed(0))
+    student, teacher = torch.randn(4, 3, 8), torch.randn(4, 3, 8)
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        loss = distillation_loss(student, teacher, bank, 0.2, 0.1)
+    each = [
+        relational_loss(s, t, m, student_temperature=0.2, teacher_temperature=0.1)
+        for s, t, m in zip(student, teacher, bank.vectors, strict=True)
+    ]
+    torch.testing.assert_close(loss, torch.stack(each).mean())
 
 
 def test_the_global_vector_is_a_mean_over_space():

@@ -131,4 +131,5 @@ def test_average_pooling_is_adaptive_pooling(size):
         3: torch.nn.functional.adaptive_avg_pool3d,
     }
     maps = torch.randn(2, 3, *size)
-    torch.testing.assert_close(average_pooled(maps, 4), pooling[len(size)](maps, 4))
+    whole = [[slice(0, length)] for length in size]
+    torch.testing.assert_close(average_pooled(maps, whole, 4)[0], pooling[len(size)](maps, 4))
