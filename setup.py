@@ -36,9 +36,12 @@ CUDA_LIBRARY = "libaction_kernels_cuda.so"
 
 CXX_FLAGS = "-std=c++17 -O3 -fPIC -fopenmp -fvisibility=hidden -Wall -Wextra".split()
 # An instruction set has translation units of its own, told by the end of their names.
+BFLOAT16_FLAGS = (
+    "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mfma -mf16c -mprefer-vector-width=512"
+)
 X86_FLAGS = {
-    "_avx512bf16": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mfma -mf16c "
-    "-mprefer-vector-width=512",
+    "_amx": BFLOAT16_FLAGS,  # tiles are written in assembly
+    "_avx512bf16": BFLOAT16_FLAGS,
     "_avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512",
     "_avx2": "-mavx2 -mfma -mf16c",
 }

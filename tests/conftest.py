@@ -39,7 +39,7 @@ def automatic_backend_afterwards() -> Iterator[None]:
     action_kernels.use_backend("auto")
 
 
-@pytest.fixture(params=["auto", "avx512bf16", "avx512", "avx2", "neon", "portable"])
+@pytest.fixture(params=["auto", "amx", "avx512bf16", "avx512", "avx2", "neon", "portable"])
 def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set of the CPU kernels that this processor has, in turn."""
     if request.param != "auto" and request.param not in cpu.supported_instruction_sets():

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from action_kernels.backends import cpu
+
 # Where a new Python process starts, so that it imports the installed package and not the checkout it is in.
 ELSEWHERE = sys.prefix
 
@@ -28,3 +30,8 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """‖actual − expected‖ / ‖expected‖ in float64; NaN never passes a comparison."""
     actual, expected = actual.detach().double(), expected.detach().double()
     return float((actual - expected).norm() / expected.norm())
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU kernels in use multiply bfloat16 as it is, which rounds the weights once more."""
+    return cpu.instruction_set() in ("avx512bf16", "amx")

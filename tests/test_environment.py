@@ -320,7 +320,7 @@ def test_an_unknown_instruction_set_is_explained(in_each):
 
 
 def test_an_instruction_set_that_the_processor_lacks_is_explained(in_each):
-    known = ["avx512bf16", "avx512", "avx2"] if os.uname().machine == "x86_64" else []
+    known = ["amx", "avx512bf16", "avx512", "avx2"] if os.uname().machine == "x86_64" else []
     lacking = [name for name in known if name not in cpu.supported_instruction_sets()]
     if not lacking:
         pytest.skip("this processor has all instruction sets of the library")

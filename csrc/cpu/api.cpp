@@ -2,6 +2,12 @@
 #include <dlfcn.h>
 #include <pthread.h>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -30,6 +36,14 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+// Linux gives a process the tiles' registers when it asks for them.
+bool has_amx() {
+  unsigned a, b, c, d;
+  constexpr unsigned bf16_and_tiles = 1u << 22 | 1u << 24;
+  if (!has_avx512bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & bf16_and_tiles) != bf16_and_tiles) return false;
+  constexpr long request_permission = 0x1023, tile_data = 18;
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+}
 #endif
 
 struct Candidate {
@@ -40,6 +54,7 @@ struct Candidate {
 // Best first.
 const Candidate candidates[] = {
 #if defined(__x86_64__)
+    {&amx_kernels, has_amx},
     {&avx512bf16_kernels, has_avx512bf16},
     {&avx512_kernels, has_avx512},
     {&avx2_kernels, has_avx2},
@@ -50,6 +65,7 @@ const Candidate candidates[] = {
 #if defined(AK_TEST_EMULATED_AVX512)
     {&emulated_avx512_kernels, has_avx2},
     {&emulated_avx512bf16_kernels, has_avx2},
+    {&emulated_amx_kernels, has_avx2},
 #endif
 };
 

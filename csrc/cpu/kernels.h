@@ -120,13 +120,15 @@ extern const KernelTable portable_kernels;
 extern const KernelTable avx2_kernels;
 extern const KernelTable avx512_kernels;
 extern const KernelTable avx512bf16_kernels;
+extern const KernelTable amx_kernels;
 #elif defined(__aarch64__)
 extern const KernelTable neon_kernels;
 #endif
 #if defined(AK_TEST_EMULATED_AVX512)
-// The blocking of avx512 in AVX2 instructions; the second multiplies as bfloat16 whatever it is given.
+// The blocking of avx512 in AVX2 instructions; the others multiply as bfloat16 whatever they are given, the last by tiles.
 extern const KernelTable emulated_avx512_kernels;
 extern const KernelTable emulated_avx512bf16_kernels;
+extern const KernelTable emulated_amx_kernels;
 #endif
 
 }  // namespace action_kernels

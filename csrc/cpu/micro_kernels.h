@@ -9,6 +9,8 @@
 
 #include <cstdint>
 
+#include "tile_kernels.h"
+
 #define AK_INLINE __attribute__((always_inline)) inline
 #define AK_NOINLINE __attribute__((noinline))
 #define AK_UNROLL _Pragma("GCC unroll 16")
@@ -42,6 +44,13 @@ constexpr int64_t words_of(int64_t count) {
   return (count + I::depth - 1) / I::depth;
 }
 
+// Words in a row of a panel for rows of `dim` elements: whole tiles, if there are tiles.
+template <class I>
+constexpr int64_t panel_words(int64_t dim) {
+  const int64_t words = words_of<I>(dim);
+  return has_tiles<I> ? (words + tile_words - 1) / tile_words * tile_words : words;
+}
+
 // Asks for `count` floats from `place` on, which may lie beyond the end of an array.
 template <int count>
 AK_INLINE void prefetch(const float* place) {
@@ -55,6 +64,7 @@ AK_INLINE void prefetch(const float* place) {
 template <class I>
 AK_NOINLINE void score_block(const float* rows, int64_t slice_stride, const float* panel, int64_t words,
                              float factor, float* out, int64_t out_stride) {
+  if constexpr (has_tiles<I>) return score_block_of_tiles<I>(rows, slice_stride, panel, words, factor, out, out_stride);
   constexpr int slice = Blocking<I>::slice;
   typename I::Vec scores[I::score_rows][I::score_vectors];
   AK_UNROLL for (int r = 0; r < I::score_rows; ++r)
@@ -81,12 +91,15 @@ AK_NOINLINE void score_block(const float* rows, int64_t slice_stride, const floa
 }
 
 // out[r, :] += Σ_k weight(r, k) · features[k, :] over `words` words (rows, or pairs of them) of one slice,
-// where weight(r, k) is weights[r, k], or weights[k, r] if Transposed; `weights` has tile_rows columns, which
-// are words_of(tile_rows) words if not Transposed. Of each row's Vectors × lanes values `columns` are added.
+// where weight(r, k) is weights[r, k], or weights[k, r] if Transposed (not with tiles); `weights` has tile_rows
+// columns, which are words_of(tile_rows) words if not Transposed. Of each row's Vectors × lanes values `columns` are added.
 template <class I, bool Transposed, int Vectors>
 AK_NOINLINE void product_block(const float* weights, int64_t words, const float* features, int64_t columns,
                                float* const* out, int64_t out_rows) {
   constexpr int64_t row_words = words_of<I>(tile_rows);
+  if constexpr (has_tiles<I>) {
+    return product_block_of_tiles<I, Vectors>(weights, row_words, words, features, columns, out, out_rows);
+  }
   typename I::Vec sums[I::product_rows][Vectors];
   AK_UNROLL for (int r = 0; r < I::product_rows; ++r)
     AK_UNROLL for (int v = 0; v < Vectors; ++v) sums[r][v] = I::zero();

@@ -70,7 +70,7 @@ template <class I>
 PackedRows take_packed_rows(Arena& arena, const ak_rows& rows, int64_t dim, Uses uses) {
   constexpr int64_t panel = Blocking<I>::panel, slice = Blocking<I>::slice;
   const auto whole_slices = [](int64_t count) { return (count + slice - 1) / slice * slice; };
-  const int64_t words = words_of<I>(dim);
+  const int64_t words = panel_words<I>(dim);
   PackedRows packed;
   packed.capacity = round_up_to_panel<I>(rows.rows);
   if constexpr (I::depth == 1) {
@@ -195,7 +195,7 @@ void pack_slice(const ak_rows& rows, PackedRows& packed, int64_t first_row, int6
     if (packed.features) pair_rows<I>(block, packed.features + (start * packed.capacity + first_row * slice) / I::depth);
   }
   if (!packed.panels) return;
-  fill_panel<I>(words, words_of<I>(columns), factor, packed.panels + first_row * words_of<I>(dim) + word * panel);
+  fill_panel<I>(words, panel_words<I>(columns), factor, packed.panels + first_row * panel_words<I>(dim) + word * panel);
 }
 
 // The larger; NaN if either is.

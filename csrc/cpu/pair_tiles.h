@@ -151,6 +151,7 @@ void visit_tiles(const Schedule& schedule, const Workspace& work, const Side& ro
   const bool symmetric = &rows == &columns;
   WorkQueue queue(schedule.tasks());
   parallel(threads, [&](int thread) {
+    const TileSession<I> session;
     const Scratch scratch = scratch_of<I>(work, thread);
     for (int64_t k = queue.take(); k >= 0; k = queue.take()) {
       const Task task = schedule.task(k);
@@ -209,7 +210,7 @@ AK_INLINE void for_each_score_block(const Side& anchors, const Side& keys, int64
                                     const Tile& tile, float masked, float* block, const Use& use) {
   constexpr int64_t panel = Blocking<I>::panel, slice = Blocking<I>::slice;
   constexpr int64_t stride = InPlace ? tile_rows : panel;
-  const int64_t slice_stride = anchors.packed.capacity * slice, words = words_of<I>(dim);
+  const int64_t slice_stride = anchors.packed.capacity * slice, words = panel_words<I>(dim);
   for (int64_t column = tile.column_begin; column < tile.column_end; column += panel) {
     const float* panel_keys = keys.packed.panels + column * words;
     for (int64_t row = tile.row_begin; row < tile.row_end; row += I::score_rows) {
@@ -240,7 +241,25 @@ inline void mirror(float* tile, int64_t rows) {
   }
 }
 
-// The tile's weights in words: `row_words` pairs neighbouring columns, `column_words` neighbouring rows.
+// The tile's column_words by its columns: words of four pairs of rows, transposed.
+template <class I>
+void store_words_by_columns(const Tile& tile, const Scratch& scratch) {
+  constexpr int64_t stride = words_of<I>(tile_rows), pairs = 4;
+  for (int64_t i = 0; i < tile.row_end - tile.row_begin; i += pairs * I::depth) {
+    for (int64_t j = 0; j < tile.column_end - tile.column_begin; j += I::lanes) {
+      float words[pairs * I::lanes];
+      AK_UNROLL for (int64_t p = 0; p < pairs; ++p) {
+        const float* first = scratch.tile + (i + p * I::depth) * tile_rows + j;
+        I::store(words + p * I::lanes, I::pair(I::load(first), I::load(first + tile_rows)));
+      }
+      AK_UNROLL for (int64_t c = 0; c < I::lanes; c += 4)
+        transpose_block<false>(words + c, I::lanes, 1, scratch.column_words + (j + c) * stride + i / I::depth, stride);
+    }
+  }
+}
+
+// The tile's weights in words: `row_words` pairs neighbouring columns, `column_words` neighbouring rows, which
+// lie by the rows of the tile or, with tiles, by its columns.
 template <class I>
 void store_weight_words(const Tile& tile, const Scratch& scratch) {
   constexpr int64_t row_words = words_of<I>(tile_rows);
@@ -250,11 +269,13 @@ void store_weight_words(const Tile& tile, const Scratch& scratch) {
     for (int64_t j = 0; j < tile.column_end - tile.column_begin; j += I::depth * I::lanes) {
       I::store(scratch.row_words + i * row_words + j / I::depth, I::pair_neighbours(first + j));
       I::store(scratch.row_words + (i + 1) * row_words + j / I::depth, I::pair_neighbours(second + j));
+      if constexpr (has_tiles<I>) continue;
       for (int64_t k = j; k < j + I::depth * I::lanes; k += I::lanes) {
         I::store(scratch.column_words + i / I::depth * tile_rows + k, I::pair(I::load(first + k), I::load(second + k)));
       }
     }
   }
+  if constexpr (has_tiles<I>) store_words_by_columns<I>(tile, scratch);
 }
 
 // Gradient of rows `out_begin` … `out_end` of `out` += weights (or weightsᵀ) · features of rows
@@ -308,7 +329,7 @@ void add_weighted_features(const PairCall& call, const Side& anchors, const Side
                           tile.column_end, call.dim);
   }
   if (keys.gradient && !tile.diagonal) {
-    add_product<I, true>(by_column, keys, tile.column_begin, tile.column_end, anchors, tile.row_begin,
+    add_product<I, !has_tiles<I>>(by_column, keys, tile.column_begin, tile.column_end, anchors, tile.row_begin,
                          tile.row_end, call.dim);
   }
 }

@@ -63,22 +63,68 @@ struct EmulatedBf16 : EmulatedAvx512 {
   static Vec high(Vec x) { return {high(x.low), high(x.high)}; }
 };
 
+// Tiles as arrays.
+struct EmulatedTiles {
+  struct Session {
+    Session() {}
+  };
+  using Register = float[16][16];
+  static Register& tile(int number) {
+    static thread_local Register registers[8];
+    return registers[number];
+  }
+  template <int number>
+  static void clear() {
+    std::memset(tile(number), 0, sizeof(Register));
+  }
+  template <int number>
+  static void load(const float* from, int64_t stride) {
+    for (int row = 0; row < 16; ++row) std::memcpy(tile(number)[row], from + row * stride, 64);
+  }
+  template <int number>
+  static void store(float* to, int64_t stride) {
+    for (int row = 0; row < 16; ++row) std::memcpy(to + row * stride, tile(number)[row], 64);
+  }
+  template <int sum, int first, int second>
+  static void dot() {
+    for (int row = 0; row < 16; ++row) {
+      EmulatedBf16::Vec total = EmulatedBf16::load(tile(sum)[row]);
+      for (int word = 0; word < 16; ++word) {
+        total = EmulatedBf16::multiply_add(EmulatedBf16::broadcast(&tile(first)[row][word]),
+                                           EmulatedBf16::load(tile(second)[word]), total);
+      }
+      EmulatedBf16::store(tile(sum)[row], total);
+    }
+  }
+};
+
+struct EmulatedAmx : EmulatedBf16 {
+  using Tiles = EmulatedTiles;
+  static constexpr int score_rows = 32, score_vectors = 2;
+  static constexpr int product_rows = 32, product_vectors = 2;
+};
+
+// Pairs of rows on I, everything else on AVX-512's blocking.
+template <class I>
+action_kernels::KernelTable in_pairs(const char* name) {
+  action_kernels::KernelTable table = kernel_table<EmulatedAvx512>(name);
+  table.lse_workspace = lse_workspace<I>;
+  table.lse_kept = lse_kept<I>;
+  table.lse_forward = lse_forward<I>;
+  table.lse_backward = lse_backward<I>;
+  table.softplus_workspace = softplus_workspace<I>;
+  table.softplus_forward = softplus_forward<I>;
+  table.softplus_backward = softplus_backward<I>;
+  return table;
+}
+
 }  // namespace
 
 namespace action_kernels {
 
 const KernelTable emulated_avx512_kernels = kernel_table<EmulatedAvx512>("emulated-avx512");
 
-const KernelTable emulated_avx512bf16_kernels = [] {
-  KernelTable table = kernel_table<EmulatedAvx512>("emulated-avx512bf16");
-  table.lse_workspace = lse_workspace<EmulatedBf16>;
-  table.lse_kept = lse_kept<EmulatedBf16>;
-  table.lse_forward = lse_forward<EmulatedBf16>;
-  table.lse_backward = lse_backward<EmulatedBf16>;
-  table.softplus_workspace = softplus_workspace<EmulatedBf16>;
-  table.softplus_forward = softplus_forward<EmulatedBf16>;
-  table.softplus_backward = softplus_backward<EmulatedBf16>;
-  return table;
-}();
+const KernelTable emulated_avx512bf16_kernels = in_pairs<EmulatedBf16>("emulated-avx512bf16");
+const KernelTable emulated_amx_kernels = in_pairs<EmulatedAmx>("emulated-amx");
 
 }  // namespace action_kernels

@@ -57,6 +57,7 @@ def sources(machine: str) -> dict[Path, list[str]]:
         files[KERNELS / "kernels_avx2.cpp"] = AVX2
         files[KERNELS / "kernels_avx512.cpp"] = AVX512
         files[KERNELS / "kernels_avx512bf16.cpp"] = AVX512BF16
+        files[KERNELS / "kernels_amx.cpp"] = AVX512BF16
         files[HERE / "emulated_avx512.cpp"] = AVX2 + EMULATED
     return files
 

@@ -155,15 +155,16 @@ class Finetune:
             all_logits = torch.cat([logits, mixed[0]])
             anco_index, _ = self.draw_pixels(all_logits, all_labels, config.strong_threshold)
         embeddings = self.student.embeddings(pyramid)
-        rows = embeddings.at(torch.cat([saacl_index, anco_index])).float()
+        # In autocast's dtype, so that SAACL's products with the queue are of half precision too.
+        rows = embeddings.at(torch.cat([saacl_index, anco_index]))
         saacl_rows, anco_rows = rows.split([len(saacl_index), len(anco_index)])
         if teacher_embeddings is not None:
             with torch.no_grad():
-                keys = teacher_embeddings.at(saacl_index).float()
+                keys = teacher_embeddings.at(saacl_index)
             losses["saacl"] = self.saacl_loss(saacl_rows, keys, counts, temperature)
         if config.anco_weight:
             losses["anco"] = self.anco_loss(
-                anco_rows, anco_index, embeddings, all_labels, temperature
+                anco_rows.float(), anco_index, embeddings, all_labels, temperature
             )
         return losses
 
