@@ -110,7 +110,7 @@ class SampledHead(nn.Module):
         """
         self._check(pyramid)
         shape = (pyramid[-1].shape[0], *pyramid[-1].shape[2:])
-        checks.check_integer("labels", labels)
+        checks.check_integer("labels", labels, or_bool=True)
         checks.check_shape("labels", labels, shape)
         checks.check_mask("mask", mask, shape)
         checks.check_same_device(pyramid=pyramid[0], labels=labels, mask=mask)

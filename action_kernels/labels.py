@@ -12,10 +12,6 @@ from action_kernels.ops import checks
 from action_kernels.ops.declare import plain
 
 NO_CLASS = -1
-INTEGERS = (
-    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32,
-    torch.uint64, torch.bool,
-)  # fmt: skip
 LARGEST_FLOAT_LABEL = 2.0**53  # up to here float64 counts without gaps
 
 
@@ -121,7 +117,7 @@ def at_pixels(name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
 
 def _whole_numbers(name: str, labels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Labels (n,) as int64, and where one that takes part is no whole number (None: seen to be none)."""
-    if labels.dtype in INTEGERS:
+    if labels.dtype in checks.INTEGERS:
         return labels.to(torch.int64), None
     if labels.dtype not in checks.FLOATING:
         raise TypeError(f"{name} must hold integers, got {labels.dtype}")
@@ -138,7 +134,7 @@ def _whole_numbers(name: str, labels: Tensor, mask: Tensor | None) -> tuple[Tens
 def _equal(values: Tensor, number: int, dtype: torch.dtype) -> Tensor | None:
     """Where labels of `dtype`, now int64 `values`, are `number`; None: nowhere, seen or by the dtype."""
     low, high = (0, 1) if dtype == torch.bool else (-(2**63), 2**63 - 1)
-    if dtype in INTEGERS and dtype != torch.bool:
+    if dtype in checks.INTEGERS and dtype != torch.bool:
         low, high = torch.iinfo(dtype).min, torch.iinfo(dtype).max
     if not low <= number <= high:
         return None

@@ -238,3 +238,20 @@ def test_errors_of_draw_negatives_name_the_argument(change, message):
         draw_negatives(
             call.pop("prototypes"), call.pop("labels"), call.pop("num_negatives"), **call
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint16, torch.uint32, torch.uint64])
+def test_labels_of_every_integer_dtype_draw_the_same_pixels(dtype):
+    labels = torch.arange(24).view(2, 3, 4) % 2
+    draws = [
+        sample_pixels(None, given, 5, num_classes=2, generator=torch.Generator().manual_seed(3))
+        for given in (labels, labels.to(dtype))
+    ]
+    for first, second in zip(*draws, strict=True):
+        assert torch.equal(first, second)
+
+
+def test_a_label_beyond_int64_is_no_class():
+    labels = torch.tensor([[0, 2**64 - 1, 1]], dtype=torch.uint64)
+    _, counts = sample_pixels(None, labels, 2, num_classes=2)
+    assert counts.tolist() == [1, 1]

@@ -163,6 +163,16 @@ def test_a_scale_that_could_not_be_looked_at_gives_nan(backend):
     assert gradient.isnan().all()
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_an_indexed_scale_that_could_not_be_looked_at_gives_nan(value):
+    rows, index = unit_rows(6, 4, dtype=torch.float32), torch.arange(6).view(2, 3)
+    lse, mean = torch.ops.action_kernels.indexed_lse(
+        rows, rows, index, 1.0, torch.tensor(value), True
+    )
+    assert not lse.isfinite().any()
+    assert mean.isnan().all()
+
+
 # --------------------------------------------------------------------------------------- torch.compile
 
 

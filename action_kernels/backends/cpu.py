@@ -26,6 +26,7 @@ from torch import Tensor
 
 from action_kernels.backends import c_header
 from action_kernels.backends._library import LIBRARY_FOLDER, open_library
+from action_kernels.backends.reference import indexed_lse as reference_indexed_lse
 from action_kernels.backends.reference import labelled_lse as reference_labelled_lse
 from action_kernels.backends.reference import pairwise_lse as reference
 from action_kernels.backends.reference import pairwise_softplus as reference_softplus
@@ -577,6 +578,8 @@ def sampled_features_backward(
 def indexed_lse(
     queries: Tensor, bank: Tensor, index: Tensor, scale: float, with_mean: bool
 ) -> tuple[Tensor, Tensor]:
+    if not math.isfinite(scale):  # a tensor that could not be looked at before
+        return reference_indexed_lse.indexed_lse(queries, bank, index, scale, with_mean)
     queries, bank = _with_contiguous_rows(queries), _with_contiguous_rows(bank)
     index, threads = index.contiguous(), torch.get_num_threads()
     lse = torch.empty(queries.shape[0], dtype=torch.float32)

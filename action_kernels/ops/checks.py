@@ -46,9 +46,15 @@ def check_floating(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
 
 
-def check_integer(name: str, tensor: Tensor) -> None:
+INTEGERS = (
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32,
+    torch.uint64, torch.bool,
+)  # fmt: skip
+
+
+def check_integer(name: str, tensor: Tensor, *, or_bool: bool = False) -> None:
     check_tensor(name, tensor)
-    if tensor.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+    if tensor.dtype not in INTEGERS or (tensor.dtype == torch.bool and not or_bool):
         raise TypeError(f"{name} must hold integers, got {tensor.dtype}")
 
 
@@ -107,26 +113,6 @@ def check_positive(name: str, value: float) -> None:
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def check_labels(name: str, labels: Tensor, num_classes: int, ignore_index: int | None) -> None:
-    """Every label is a class 0 … num_classes − 1 or `ignore_index`.
-
-    Looked at where `values_readable`.
-    """
-    check_integer(name, labels)
-    if labels.numel() == 0 or not values_readable(labels):
-        return
-    low, high = (int(bound) for bound in torch.aminmax(labels))
-    if low >= 0 and high < num_classes:
-        return
-    wrong = (labels < 0) | (labels >= num_classes)
-    if ignore_index is not None:
-        wrong &= labels != ignore_index
-    if bool(wrong.any()):
-        allowed = "" if ignore_index is None else f" or {ignore_index} (ignored)"
-        value = int(labels[wrong][0])
-        raise ValueError(f"{name} must be 0 … {num_classes - 1}{allowed}, found {value}")
 
 
 def check_finite(name: str, tensor: Tensor) -> None:

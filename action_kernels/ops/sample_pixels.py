@@ -37,7 +37,7 @@ def sample_pixels(
         scores: (B, K, *spatial) logits, or probabilities if `from_logits` is False; float16, bfloat16,
             float32 or float64. May be None without a threshold. A NaN among a pixel's logits, or as its
             own-class probability, makes it no candidate. No gradient passes.
-        labels: (B, *spatial), integers. A pixel whose label is not in 0 … K − 1 is never a candidate.
+        labels: (B, *spatial), integers of any dtype, or bool. A pixel whose label is not in 0 … K − 1 is never a candidate.
         num_samples: Q ≥ 0, draws per class.
         num_classes: K.
         threshold: in (0, 1], or None for all pixels of a class.
@@ -52,7 +52,7 @@ def sample_pixels(
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
     """
-    checks.check_integer("labels", labels)
+    checks.check_integer("labels", labels, or_bool=True)
     if labels.dim() == 0 or labels.numel() > MAXIMUM_PIXELS:
         raise ValueError(
             f"labels must have shape (batch, *spatial) and at most {MAXIMUM_PIXELS} pixels, "
@@ -69,6 +69,8 @@ def sample_pixels(
     if threshold is not None:
         _check_threshold(threshold, scores, labels, num_classes)
     checks.check_same_device(labels=labels, mask=mask)
+    if labels.dtype not in KERNEL_DTYPES:
+        labels = labels.long()  # beyond int64 a label is negative: no class, as it was
     draw = Draw(
         None if scores is None or threshold is None else scores.detach(),
         labels,
@@ -114,6 +116,10 @@ class Draw(NamedTuple):
     num_classes: int
     threshold: float
     from_logits: bool
+
+
+# Labels of these are read as they are; those of other integers as int64.
+KERNEL_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @declare.op("sample_pixels")
