@@ -3,6 +3,7 @@
 import action_kernels.backends  # noqa: F401 - declares the backends
 from action_kernels._version import __version__
 from action_kernels.centers import RunningClassMeans, allocate_centers, class_centers
+from action_kernels.feature_tap import FeatureTap
 from action_kernels.heads import SampledHead
 from action_kernels.labels import resize_labels
 from action_kernels.losses import (
@@ -45,6 +46,7 @@ __all__ = [
     "AnatomicalContrastLoss",
     "AnatomicalTemperature",
     "CLIPLoss",
+    "FeatureTap",
     "InfoNCELoss",
     "MemoryQueue",
     "MultiPositiveNTXentLoss",
