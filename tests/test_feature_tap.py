@@ -165,12 +165,8 @@ def test_a_network_compiled_before_it_was_tapped_is_told():
     network(IMAGES)
     tap = FeatureTap(network.features)
     network(IMAGES)
-    try:
-        features = tap.take()
-    except RuntimeError as error:
-        assert "before its first pass" in str(error)
-    else:  # releases of torch that look again
-        assert features.shape == (2, 8, 6, 5)
+    with pytest.raises(RuntimeError, match="before its first pass"):
+        tap.take()
 
 
 @pytest.mark.parametrize("module", ["features", None, torch.zeros(1)])
@@ -187,5 +183,5 @@ def test_what_returns_no_tensor_is_told():
     odd = Odd()
     tap = FeatureTap(odd)
     odd(IMAGES)
-    with pytest.raises(TypeError, match="must return a tensor.*dict"):
+    with pytest.raises(TypeError, match=r"must return a tensor.*dict"):
         tap.take()
