@@ -43,6 +43,14 @@ def class_centers(
 
     Returns:
         (K, d) float32.
+
+    Examples:
+        >>> from action_kernels import class_centers
+        >>> centers = class_centers(num_classes=3, dim=16)
+        >>> (centers @ centers.T).round(decimals=3)  # −1/2 between any two of three
+        tensor([[ 1.0000, -0.5000, -0.5000],
+                [-0.5000,  1.0000, -0.5000],
+                [-0.5000, -0.5000,  1.0000]])
     """
     for name, value in (("num_classes", num_classes), ("dim", dim)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -104,6 +112,13 @@ def allocate_centers(
 
     Returns:
         (K,) int64 π, a permutation: ``centers[π]`` has the centre of class c in row c.
+
+    Examples:
+        >>> from action_kernels import allocate_centers, class_centers
+        >>> centers = class_centers(num_classes=3, dim=2)
+        >>> class_means = centers[[2, 0, 1]]  # where the classes happen to be
+        >>> allocate_centers(centers, class_means)
+        tensor([2, 0, 1])
     """
     checks.check_matrix("centers", centers)
     checks.check_matrix("class_means", class_means)
@@ -173,6 +188,15 @@ class RunningClassMeans(nn.Module):
 
     Buffers: `means` (K, d), zero until a class is seen. With a `group` of processes their batches are
     one, and the means are the same on all of them.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import RunningClassMeans
+        >>> running = RunningClassMeans(num_classes=2, dim=2)
+        >>> running.update(torch.tensor([[2.0, 0.0], [3.0, 0.0]]), torch.tensor([1, 1]))
+        >>> running.means  # class 0 was not seen yet
+        tensor([[0., 0.],
+                [1., 0.]])
     """
 
     means: Tensor

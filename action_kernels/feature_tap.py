@@ -28,7 +28,7 @@ class FeatureTap:
     Raises:
         TypeError: `module` is no module.
 
-    Example::
+    Examples:
 
         >>> import torch
         >>> from action_kernels import FeatureTap, supcon_loss

@@ -31,6 +31,17 @@ class SampledHead(nn.Module):
         channels: of the levels, coarse to fine, e.g. ``(256, 128, 64, 32, 16)``.
         dim: of the representation, and of the hidden layer between the two convolutions.
         spatial_dims: 2 or 3.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import SampledHead
+        >>> head = SampledHead(channels=(16, 8), dim=4, spatial_dims=2)
+        >>> pyramid = [torch.randn(1, 16, 8, 8), torch.randn(1, 8, 16, 16)]  # coarse to fine
+        >>> pixels = torch.tensor([0, 37, 255])
+        >>> rows = head(pyramid, pixels)
+        >>> dense = head.dense(pyramid)[0].flatten(1).T
+        >>> torch.allclose(rows, dense[pixels], atol=1e-5)
+        True
     """
 
     def __init__(self, channels: Sequence[int], dim: int, spatial_dims: int) -> None:

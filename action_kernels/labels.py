@@ -179,6 +179,12 @@ def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import resize_labels
+        >>> resize_labels(torch.tensor([[[0, 0, 1, 1], [0, 0, 1, 1]]]), (1, 2))
+        tensor([[[0, 1]]])
     """
     checks.check_tensor("labels", labels)
     size = tuple(size)

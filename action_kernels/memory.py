@@ -29,6 +29,16 @@ class MemoryQueue(nn.Module):
         no_class: the label of rows without a class.
         generator: of the first content; None draws from a fixed seed, the same on every process.
         group: processes that share their rows; None: this one alone.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import MemoryQueue
+        >>> queue = MemoryQueue(size=3, dim=2)
+        >>> queue.labels  # of the random rows that it begins with
+        tensor([-1, -1, -1])
+        >>> queue.enqueue(torch.ones(2, 2), torch.tensor([4, 5]))
+        >>> queue.labels  # the oldest first
+        tensor([-1,  4,  5])
     """
 
     ring: Tensor  # (size + 1, dim): the last row takes what no slot is meant for, and stays zero

@@ -34,6 +34,17 @@ def gather_pixels(
     Raises:
         TypeError, ValueError: naming the argument that does not fit. A pixel beyond the features is
             seen where values may be looked at, and elsewhere counts as no pixel.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import gather_pixels
+        >>> features = torch.arange(8.0).view(1, 2, 2, 2)  # two channels, 2 × 2 pixels
+        >>> rows, classes = gather_pixels(features, torch.tensor([[3], [-1]]))  # class 1 has no pixel
+        >>> rows
+        tensor([[3., 7.],
+                [0., 0.]])
+        >>> classes
+        tensor([ 0, -1])
     """
     pixels = pixel_shape("features", features)
     count = pixels.numel()
@@ -91,6 +102,15 @@ def class_relation(
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import class_relation
+        >>> prototypes = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+        >>> class_relation(prototypes).round(decimals=2)  # class 0 draws more negatives from 1, which is nearer
+        tensor([[0.0000, 0.8300, 0.1700],
+                [0.6000, 0.0000, 0.4000],
+                [0.2300, 0.7700, 0.0000]], dtype=torch.float64)
     """
     checks.check_matrix("prototypes", prototypes)
     checks.check_positive("temperature", temperature)
@@ -143,6 +163,14 @@ def draw_negatives(
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import draw_negatives
+        >>> labels = torch.tensor([[[0, 0, 1, 1]]])
+        >>> negatives = draw_negatives(torch.eye(2), labels, num_negatives=5)
+        >>> negatives.shape, bool((labels.flatten()[negatives[0]] == 1).all())  # those of class 0
+        (torch.Size([2, 5]), True)
     """
     checks.check_matrix("prototypes", prototypes)
     checks.check_same_device(prototypes=prototypes, labels=labels)

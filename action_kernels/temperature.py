@@ -23,6 +23,12 @@ class AnatomicalTemperature:
             each period; ``"random"``: uniform in [τ⁻, τ⁺], a fixed number for each iteration and seed.
         period: T / total_iterations, > 0.
         seed: of the random schedule.
+
+    Examples:
+        >>> from action_kernels import AnatomicalTemperature
+        >>> temperature = AnatomicalTemperature(total_iterations=100, low=0.1, high=1.0)
+        >>> [round(temperature(iteration), 2) for iteration in (0, 25, 50, 75)]
+        [1.0, 0.55, 0.1, 0.55]
     """
 
     def __init__(

@@ -57,6 +57,17 @@ def anatomical_contrast_loss(
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import anatomical_contrast_loss
+        >>> prototypes = torch.eye(3)
+        >>> queries = prototypes[:, None].repeat(1, 2, 1).requires_grad_()  # two a class, at its prototype
+        >>> negatives = torch.tensor([[1, 2], [0, 2], [0, 1]])  # of each class: the other prototypes
+        >>> loss = anatomical_contrast_loss(queries, prototypes, prototypes, negatives, temperature=0.5)
+        >>> loss.backward()
+        >>> round(loss.item(), 4)  # log(1 + 2 e^(−1/τ))
+        0.2395
     """
     _check(queries, prototypes, bank, negative_index, mask)
     num_classes, per_class, _ = queries.shape

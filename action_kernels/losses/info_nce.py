@@ -53,6 +53,15 @@ def info_nce_loss(
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import MemoryQueue, info_nce_loss
+        >>> queries = torch.eye(4, requires_grad=True)
+        >>> round(info_nce_loss(queries, torch.eye(4), temperature=0.5).item(), 4)  # log(1 + 3 e^(−1/τ))
+        0.3408
+        >>> bank = MemoryQueue(size=256, dim=4).features  # MoCo: negatives of earlier batches
+        >>> info_nce_loss(queries, torch.eye(4), bank=bank, temperature=0.2).backward()
     """
     checks.check_choice("reduction", reduction, REDUCTIONS)
     checks.check_matrix("queries", queries)
@@ -107,6 +116,15 @@ def nt_xent_loss(
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import nt_xent_loss
+        >>> first, second = torch.eye(4, requires_grad=True), torch.eye(4)  # two views that agree
+        >>> loss = nt_xent_loss(first, second, temperature=0.5)  # log(1 + 6 e^(−1/τ))
+        >>> loss.backward()
+        >>> round(loss.item(), 4)
+        0.5944
     """
     checks.check_choice("reduction", reduction, REDUCTIONS)
     _check_pairs(first=first, second=second)
@@ -151,6 +169,15 @@ def clip_loss(
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import clip_loss
+        >>> log_scale = torch.nn.Parameter(torch.tensor(2.0).log())
+        >>> loss = clip_loss(torch.eye(4), torch.eye(4), temperature=(-log_scale).exp())
+        >>> loss.backward()
+        >>> round(loss.item(), 4), bool(log_scale.grad < 0)  # the loss wants a larger scale
+        (0.3408, True)
     """
     checks.check_choice("reduction", reduction, REDUCTIONS)
     _check_pairs(image=image, text=text)

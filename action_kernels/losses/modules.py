@@ -59,7 +59,15 @@ def _check_option(name: str, value: Any) -> None:
 
 
 class SupConLoss(_Loss):
-    """`supcon_loss` as a module: ``SupConLoss(temperature=0.1)(features, labels)``."""
+    """`supcon_loss` as a module: ``SupConLoss(temperature=0.1)(features, labels)``.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import SupConLoss
+        >>> criterion = SupConLoss(temperature=0.5, num_classes=4)
+        >>> round(criterion(torch.eye(4).repeat(2, 1), torch.arange(4).repeat(2)).item(), 4)
+        0.5944
+    """
 
     function: ClassVar[Callable[..., Tensor]] = supcon_loss
 
@@ -81,13 +89,28 @@ class SupConLoss(_Loss):
 
 
 class MultiPositiveNTXentLoss(SupConLoss):
-    """`multi_positive_nt_xent_loss` as a module, with the options of `SupConLoss`."""
+    """`multi_positive_nt_xent_loss` as a module, with the options of `SupConLoss`.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import MultiPositiveNTXentLoss
+        >>> criterion = MultiPositiveNTXentLoss(temperature=0.5, num_classes=4)
+        >>> round(criterion(torch.eye(4).repeat(3, 1), torch.arange(4).repeat(3)).item(), 4)
+        0.7966
+    """
 
     function = multi_positive_nt_xent_loss
 
 
 class InfoNCELoss(_Loss):
-    """`info_nce_loss` as a module: ``InfoNCELoss(temperature=0.1)(queries, keys, bank=queue)``."""
+    """`info_nce_loss` as a module: ``InfoNCELoss(temperature=0.1)(queries, keys, bank=queue)``.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import InfoNCELoss
+        >>> round(InfoNCELoss(temperature=0.5)(torch.eye(4), torch.eye(4)).item(), 4)
+        0.3408
+    """
 
     function: ClassVar[Callable[..., Tensor]] = info_nce_loss
 
@@ -102,13 +125,30 @@ class InfoNCELoss(_Loss):
 
 
 class NTXentLoss(InfoNCELoss):
-    """`nt_xent_loss` as a module: ``NTXentLoss(temperature=0.1)(first, second)``."""
+    """`nt_xent_loss` as a module: ``NTXentLoss(temperature=0.1)(first, second)``.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import NTXentLoss
+        >>> round(NTXentLoss(temperature=0.5)(torch.eye(4), torch.eye(4)).item(), 4)
+        0.5944
+    """
 
     function = nt_xent_loss
 
 
 class CLIPLoss(_Loss):
-    """`clip_loss` as a module: ``CLIPLoss()(image, text, temperature=1 / logit_scale)``."""
+    """`clip_loss` as a module: ``CLIPLoss()(image, text, temperature=1 / logit_scale)``.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import CLIPLoss
+        >>> temperature = torch.nn.Parameter(torch.tensor(0.5))  # learns with the module that holds it
+        >>> criterion = CLIPLoss(temperature)
+        >>> criterion(torch.eye(4), torch.eye(4)).backward()
+        >>> bool(temperature.grad > 0)
+        True
+    """
 
     function = clip_loss
 
@@ -123,7 +163,14 @@ class CLIPLoss(_Loss):
 
 
 class SigLIPLoss(_Loss):
-    """`siglip_loss` as a module: ``SigLIPLoss()(image, text, temperature=…, bias=…)``."""
+    """`siglip_loss` as a module: ``SigLIPLoss()(image, text, temperature=…, bias=…)``.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import SigLIPLoss
+        >>> round(SigLIPLoss(temperature=0.1, bias=-10.0)(torch.eye(4), torch.eye(4)).item(), 4)
+        0.6933
+    """
 
     function = siglip_loss
 
@@ -144,6 +191,13 @@ class SAACLLoss(_Loss):
     """`saacl_loss` as a module without state: ``SAACLLoss()(features, labels, centers)``.
 
     `SAACL` keeps centres, class means and a queue of its own.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import SAACLLoss, class_centers
+        >>> criterion, centers = SAACLLoss(temperature=0.2, center_weight=0.2), class_centers(4, 16)
+        >>> features = torch.randn(64, 16, requires_grad=True)
+        >>> criterion(features, torch.randint(0, 4, (64,)), centers).backward()
     """
 
     function = saacl_loss
@@ -167,7 +221,15 @@ class SAACLLoss(_Loss):
 
 
 class AnatomicalContrastLoss(_Loss):
-    """`anatomical_contrast_loss` as a module: ``…()(queries, prototypes, bank, negative_index)``."""
+    """`anatomical_contrast_loss` as a module: ``…()(queries, prototypes, bank, negative_index)``.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import AnatomicalContrastLoss
+        >>> queries, bank = torch.randn(3, 8, 16, requires_grad=True), torch.randn(100, 16)
+        >>> negatives = torch.randint(0, 100, (3, 32))  # shared by the queries of a class
+        >>> AnatomicalContrastLoss(temperature=0.5)(queries, torch.randn(3, 16), bank, negatives).backward()
+    """
 
     function = anatomical_contrast_loss
 
@@ -176,7 +238,15 @@ class AnatomicalContrastLoss(_Loss):
 
 
 class RelationalLoss(_Loss):
-    """`relational_loss` as a module: ``RelationalLoss(0.1, 0.04)(student, teacher, memory)``."""
+    """`relational_loss` as a module: ``RelationalLoss(0.1, 0.04)(student, teacher, memory)``.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import RelationalLoss
+        >>> criterion = RelationalLoss(student_temperature=0.1, teacher_temperature=0.04)
+        >>> student = torch.randn(8, 16, requires_grad=True)
+        >>> criterion(student, torch.randn(8, 16), torch.randn(36, 16)).backward()
+    """
 
     function = relational_loss
 

@@ -41,6 +41,16 @@ def relational_loss(
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import relational_loss
+        >>> student, memory = torch.randn(8, 16, requires_grad=True), torch.randn(36, 16)
+        >>> options = {"student_temperature": 0.1, "teacher_temperature": 0.1}
+        >>> agreeing = relational_loss(student, student.detach(), memory, **options)
+        >>> bool(agreeing < 1e-4)  # who sees the memory alike
+        True
+        >>> relational_loss(student, torch.randn(8, 16), memory, **options).backward()
     """
     _check(student, teacher, memory, teacher_temperature)
     dtype = accumulation_dtype(student.dtype)

@@ -86,6 +86,18 @@ def saacl_loss(
     Raises:
         TypeError, ValueError: naming the argument that does not fit. Values are looked at on the CPU
             only, where looking does not wait for a device; elsewhere the result is then NaN.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import class_centers, saacl_loss
+        >>> centers = class_centers(num_classes=3, dim=2)
+        >>> labels = torch.tensor([0, 0, 1, 1, 2, 2])
+        >>> at_their_centers = saacl_loss(centers[labels], labels, centers)
+        >>> at_others = saacl_loss(centers[labels.roll(1)], labels, centers)
+        >>> bool(at_their_centers < at_others)
+        True
+        >>> features = torch.randn(2, 2, 8, 8, requires_grad=True)  # a map
+        >>> saacl_loss(features, torch.randint(-1, 3, (2, 8, 8)), centers).backward()
     """
     check_saacl_options(positives, center_weight)
     checks.check_choice("reduction", reduction, REDUCTIONS)

@@ -34,6 +34,18 @@ class SAACL(nn.Module):
         generator: of the queue's first, random content.
         group: processes whose batches are one: the loss, class means and queue are those of the joined
             batch (see `action_kernels.distributed`); centres and queue are then the same on all of them.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import SAACL
+        >>> saacl = SAACL(num_classes=4, dim=16, queue_size=256)
+        >>> student = torch.randn(64, 16, requires_grad=True)
+        >>> teacher, labels = torch.randn(64, 16), torch.randint(-1, 4, (64,))  # −1 takes no part
+        >>> saacl(student, labels, teacher, temperature=0.2).backward()
+        >>> bool((saacl.queue.labels >= 0).sum() == (labels >= 0).sum())  # the teacher's pixels are in the queue
+        True
+        >>> sorted(saacl.allocation.tolist())  # whose centre is whose
+        [0, 1, 2, 3]
     """
 
     centers: Tensor

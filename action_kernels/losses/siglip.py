@@ -47,6 +47,15 @@ def siglip_loss(
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import siglip_loss
+        >>> log_t, bias = torch.nn.Parameter(torch.tensor(10.0).log()), torch.nn.Parameter(torch.tensor(-10.0))
+        >>> loss = siglip_loss(torch.eye(4), torch.eye(4), temperature=(-log_t).exp(), bias=bias)
+        >>> loss.backward()
+        >>> round(loss.item(), 4)  # log 2 of the pair itself, log(1 + e^(−10)) of each of the three others
+        0.6933
     """
     checks.check_choice("reduction", reduction, REDUCTIONS)
     checks.check_matrix("image", image)

@@ -32,6 +32,14 @@ def indexed_lse(queries: Tensor, bank: Tensor, index: Tensor, *, scale: float | 
 
     Raises:
         TypeError, ValueError: a dtype, shape, device, index or scale does not fit.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import indexed_lse
+        >>> queries, bank = torch.eye(2), torch.eye(2)
+        >>> index = torch.tensor([[0, 1], [1, -1]])  # bank rows of each query; −1 is none
+        >>> indexed_lse(queries, bank, index, scale=1.0)  # log(e + 1), log e
+        tensor([1.3133, 1.0000])
     """
     checks.check_matrix("queries", queries)
     checks.check_matrix("bank", bank, queries.shape[1])

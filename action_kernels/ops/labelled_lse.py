@@ -48,6 +48,13 @@ def labelled_lse(
     Raises:
         TypeError, ValueError: a dtype, shape, device, scale or relation does not fit; the message
             names it.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import labelled_lse
+        >>> rows, labels = torch.eye(3), torch.tensor([0, 0, 1])
+        >>> labelled_lse(rows, labels=labels, scale=1.0, relation="different")  # over 1, 1 and 2 negatives
+        tensor([0.0000, 0.0000, 0.6931])
     """
     pairs = labelled_pairs(anchors, keys, labels, key_labels, relation, scale)
     return _forward(pairs, normalized and is_bounded(scale))

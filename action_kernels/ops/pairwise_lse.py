@@ -45,6 +45,15 @@ def pairwise_lse(
 
     Raises:
         TypeError, ValueError: a dtype, shape, device or scale does not fit; the message names it.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import pairwise_lse
+        >>> rows = torch.eye(4, requires_grad=True)
+        >>> lse = pairwise_lse(rows, scale=10.0, normalized=True)  # each row against the three others
+        >>> lse.detach()  # log 3
+        tensor([1.0986, 1.0986, 1.0986, 1.0986])
+        >>> lse.sum().backward()
     """
     checks.check_matrix("anchors", anchors)
     checks.check_mask("mask", mask, anchors.shape[:1])

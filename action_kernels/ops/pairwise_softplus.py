@@ -50,6 +50,13 @@ def pairwise_softplus(
     Raises:
         TypeError, ValueError: a dtype, shape, device, scale or relation does not fit; the message
             names it.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import pairwise_softplus
+        >>> rows, labels, offsets = torch.eye(3), torch.tensor([0, 0, 1]), torch.zeros(3)
+        >>> pairwise_softplus(rows, labels=labels, offsets=offsets, scale=1.0, relation="different")
+        tensor([0.6931, 0.6931, 1.3863])
     """
     pairs = labelled_pairs(anchors, keys, labels, key_labels, relation, scale)
     checks.check_floating("offsets", offsets)

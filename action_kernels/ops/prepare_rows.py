@@ -36,6 +36,15 @@ def prepare_rows(
 
     Returns:
         (n, d), differentiable once.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import prepare_rows
+        >>> prepare_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+        >>> prepare_rows(torch.randn(2, 16, 8, 8)).shape  # a map: one row a pixel
+        torch.Size([128, 16])
     """
     checks.check_floating("features", features)
     if features.dim() < 2 or features.shape[1] == 0:

@@ -177,6 +177,12 @@ class use_backend:  # lower case: a function that also serves in a `with` statem
     Raises:
         ValueError: the name is unknown; the message lists the known backends.
         RuntimeError: the backend cannot be used here; the message says why and lists those that can.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import supcon_loss, use_backend
+        >>> with use_backend("reference"):
+        ...     loss = supcon_loss(torch.randn(8, 4), torch.arange(8) % 2)
     """
 
     def __init__(self, name: str) -> None:

@@ -51,6 +51,16 @@ def sample_pixels(
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import sample_pixels
+        >>> labels = torch.tensor([[[0, 1], [1, 1]]])  # one image of 2 × 2; class 2 is absent
+        >>> index, counts = sample_pixels(None, labels, 4, num_classes=3)
+        >>> counts
+        tensor([1, 3, 0])
+        >>> index[0], index[2]
+        (tensor([0, 0, 0, 0]), tensor([-1, -1, -1, -1]))
     """
     checks.check_integer("labels", labels, or_bool=True)
     if labels.dim() == 0 or labels.numel() > MAXIMUM_PIXELS:

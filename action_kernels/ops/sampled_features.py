@@ -35,6 +35,15 @@ def sampled_features(features: Tensor, index: Tensor, size: Sequence[int]) -> Te
     Raises:
         TypeError, ValueError: an argument does not fit, or (looked at on the CPU only) an index lies
         beyond the map; elsewhere such an index counts as absent.
+
+    Examples:
+        >>> import torch
+        >>> from action_kernels import sampled_features
+        >>> features = torch.arange(4.0).view(1, 1, 2, 2)
+        >>> sampled_features(features, torch.tensor([0]), (2, 2)).view(3, 3)  # around the first pixel
+        tensor([[0., 0., 0.],
+                [0., 0., 1.],
+                [0., 2., 3.]])
     """
     checks.check_floating("features", features)
     axes = features.dim() - 2
