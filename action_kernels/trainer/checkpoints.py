@@ -76,7 +76,7 @@ class Checkpoints:
             "iteration": progress.iteration,
             "history": progress.history,
             "modules": {name: module.state_dict() for name, module in stage.modules.items()},
-            "random": _random_states(),
+            "random": _random_states(_device_of(stage)),
         }
         replace_file(self.folder / FILES[kind], lambda temporary: torch.save(content, temporary))
 
@@ -86,13 +86,30 @@ class Checkpoints:
         Raises:
             TrainerError: when the file is missing or damaged, or belongs to another run or stage.
         """
+        return self.restore(stage, self.read(kind), kind)
+
+    def read(self, kind: Kind = "last") -> dict[str, Any]:
+        """The content of a checkpoint of this run and stage.
+
+        Raises:
+            TrainerError: as `load`.
+        """
         path = self.folder / FILES[kind]
         content = read_checkpoint(path)
         self._check(path, content, kind)
+        return content
+
+    def restore(self, stage: Stage, content: dict[str, Any], kind: Kind = "last") -> Progress:
+        """Put what was read into the stage and torch's generators.
+
+        Raises:
+            TrainerError: when it does not fit.
+        """
+        path = self.folder / FILES[kind]
         try:
             for name, module in stage.modules.items():
                 module.load_state_dict(content["modules"][name])
-            _restore_random_states(content["random"])
+            _restore_random_states(content["random"], _device_of(stage))
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise TrainerError(
                 f"the checkpoint {path} does not fit this version's {self.stage}: {_first_line(error)}"
@@ -232,16 +249,21 @@ def initialise(stage: Stage, weights: Weights, source: str) -> None:
         ) from error
 
 
-def _random_states() -> dict[str, Any]:
-    """Torch's generators; nothing in training draws from those of NumPy or Python."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+def _device_of(stage: Stage) -> torch.device:
+    device: torch.device = next(stage.modules["network"].parameters()).device
+    return device
+
+
+def _random_states(device: torch.device) -> dict[str, Any]:
+    """Torch's generators of the CPU and the stage's GPU; nothing in training draws from those of NumPy or Python."""
+    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
     return {"torch": torch.get_rng_state(), "cuda": cuda}
 
 
-def _restore_random_states(states: dict[str, Any]) -> None:
+def _restore_random_states(states: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(states["torch"])
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+    if states["cuda"] and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"][0], device)
 
 
 def _first_line(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from .configuration import (
     given_options,
     options,
 )
-from .errors import TrainerError
+from .errors import FirstFailed, TrainerError
 from .presets import PRESETS, preset
 
 FOUND_WRONG = 1
@@ -149,6 +150,8 @@ def telling_errors(
     def wrapper(arguments: argparse.Namespace) -> int:
         try:
             return command(arguments)
+        except FirstFailed:
+            return WRONG
         except TrainerError as error:
             return told(str(error), WRONG)
         except ModuleNotFoundError as error:
@@ -207,14 +210,17 @@ def out_of_memory(error: BaseException) -> str:
 @telling_errors
 def run_train(arguments: argparse.Namespace) -> int:
     """The ``train`` command: 0 when finished, 2 for what the user can put right, 130 when interrupted."""
-    folder = output_folder(arguments.output, arguments.preset, arguments.resume)
+    folder = agreed_folder(arguments)
     config = chosen_configuration(arguments, folder)
     from .run import run_training  # after the arguments: torch takes seconds to import
     from .stopping import Interrupted
+    from .world import joined_world
 
     try:
         run_training(config, folder, resume=arguments.resume)
     except Interrupted as stopped:
+        if not joined_world().is_first:
+            return INTERRUPTED
         return told(
             f"{stopped}; go on with: action-kernels train --resume --output {folder}", INTERRUPTED
         )
@@ -329,6 +335,16 @@ def _refuse_without_effect(config: Configuration, given: dict[str, Any]) -> None
 def _preset_for(given: dict[str, Any]) -> str:
     """Without ``--preset``: the demo on phantoms, the paper's 10 % setting on a data folder."""
     return "demo" if given.get("data", "phantom") == "phantom" else "acdc-10"
+
+
+def agreed_folder(arguments: argparse.Namespace) -> Path:
+    """The output folder, the same for all processes that torchrun started."""
+    choose = functools.partial(output_folder, arguments.output, arguments.preset, arguments.resume)
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return choose()
+    from .world import joined_world
+
+    return joined_world().from_first(choose)
 
 
 def output_folder(output: Path | None, preset_name: str | None, resume: bool) -> Path:

@@ -113,6 +113,9 @@ class NetworkConfiguration:
         most=8192,
     )
     norm: Literal["batch", "instance"] = _setting("batch", "normalisation layers of the network")
+    sync_batch_norm: bool = _setting(
+        True, "batch normalisation by the images of all processes, where torchrun started several"
+    )
     dropout: float | None = _setting(
         None, "dropout ratio of the network (default: the network's own ratios)", least=0, below=1
     )

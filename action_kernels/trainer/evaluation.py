@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from .errors import TrainerError
 from .files import replace_file, write_json
 from .inference import Predictor
 from .metrics import MEASURES, Scores, score
+from .world import ALONE, World
 
 Summary: TypeAlias = dict[str, Any]
 
@@ -55,16 +56,36 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 def evaluate_cases(
     network: nn.Module,
     predictor: Predictor,
-    cases: Iterable[Case],
+    cases: Sequence[Case],
     task: Task,
     spacing: Spacing | None = None,
+    world: World = ALONE,
 ) -> Iterator[CaseResult]:
-    """Predict and score one case after the other, on its own grid; the network sees it at `spacing`."""
-    for case in cases:
-        volume = case.read()
-        with evaluating(network):
-            prediction = segment_at(volume, spacing, partial(predictor, network))
-        yield CaseResult(case, volume, prediction, score_classes(case, volume, prediction, task))
+    """Predict and score one case after the other, on its own grid; the network sees it at `spacing`.
+
+    The processes of `world` share the cases; the first one gets the results of all, the others none.
+    """
+    for start in range(0, len(cases), world.size):
+        turn = cases[start : start + world.size]
+        own: CaseResult | None = None
+        if world.rank < len(turn):
+            own = evaluate_case(network, predictor, turn[world.rank], task, spacing)
+        found = world.gathered(None if own is None else (own.prediction, own.scores))
+        for case, result in zip(turn, found, strict=False):
+            if own is not None and case is own.case:
+                yield own
+            elif result is not None:
+                yield CaseResult(case, case.read(), *result)
+
+
+def evaluate_case(
+    network: nn.Module, predictor: Predictor, case: Case, task: Task, spacing: Spacing | None
+) -> CaseResult:
+    """Predict and score a case."""
+    volume = case.read()
+    with evaluating(network):
+        prediction = segment_at(volume, spacing, partial(predictor, network))
+    return CaseResult(case, volume, prediction, score_classes(case, volume, prediction, task))
 
 
 def score_classes(

@@ -64,6 +64,9 @@ class Record:
         if not math.isfinite(entry["total"]):
             raise TrainerError(diverged(iteration))
         self.history["losses"].append({"iteration": iteration, **entry})
+        self._show(iteration, entry, schedules)
+
+    def _show(self, iteration: int, entry: dict[str, float], schedules: dict[str, float]) -> None:
         for name, value in entry.items():
             kind = "schedule" if name in schedules else "loss"
             self.writer.add_scalar(f"{kind}/{name}", value, iteration)
@@ -88,6 +91,9 @@ class Record:
         entry = {name: scores["dice"] for name, scores in summary["classes"].items()}
         entry["mean"] = summary["mean_dice"]
         self.history["validation"].append({"iteration": iteration, **entry})
+        self._show_validation(iteration, entry)
+
+    def _show_validation(self, iteration: int, entry: dict[str, float]) -> None:
         for name, value in entry.items():
             self.writer.add_scalar(f"validation_dice/{name}", value, iteration)
         parts = ", ".join(f"{name} {100 * value:.1f}" for name, value in entry.items())
@@ -112,6 +118,29 @@ class Record:
         """End TensorBoard's file and the bar."""
         self.writer.close()
         self.bar.close()
+
+
+class UnwrittenRecord(Record):
+    """Keeps the history as the written one does, and writes and tells nothing: for all processes but the first."""
+
+    def __init__(self, history: History | None) -> None:
+        self.unheard = False
+        self.history = history or {"losses": [], "validation": []}
+
+    def add_step(self, images: int) -> None:
+        pass
+
+    def _show(self, iteration: int, entry: dict[str, float], schedules: dict[str, float]) -> None:
+        pass
+
+    def _show_validation(self, iteration: int, entry: dict[str, float]) -> None:
+        pass
+
+    def write(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def write_csv(path: Path, entries: list[dict[str, float]]) -> None:

@@ -4,12 +4,17 @@ On one device::
 
     action-kernels train --data ACDC --preset acdc-10 --output runs/acdc-10
     action-kernels train --resume --output runs/acdc-10       # goes on from the latest checkpoint
+
+On several devices of a machine, with the same result to rounding::
+
+    torchrun --nproc-per-node 2 --no-python action-kernels train --data ACDC --preset acdc-10
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,12 +51,14 @@ from .inference import Predictor, make_predictor
 from .locking import locked
 from .loop import Loop
 from .metrics import Scores
-from .records import Record
+from .records import Record, UnwrittenRecord
 from .reports import report_cases, versions
+from .shares import share_of
 from .stages import STAGES, Setup, Stage
 from .stages.finetune import Finetune
 from .stopping import Interrupted, StopRequest, tell
 from .theory import Embedder, measure_embeddings
+from .world import ALONE, World, joined_world
 
 PLAN_FILE = "plan.json"  # how images are read: what a network must know besides its weights
 _STREAMS: dict[StageName, int] = {"pretrain": 1, "finetune": 0, "supervised": 0, "mean_teacher": 0}
@@ -66,12 +73,13 @@ class Run:
     device: torch.device
     dataset: Dataset
     predictor: Predictor
+    world: World = ALONE
 
     def setup(self, name: StageName) -> Setup:
         task = self.dataset.task
         patch = per_axis("--patch-size", self.config.data.patch_size, task.spatial_dims)
         trained = initial_weights(self, name) is not None
-        return Setup(self.config, task, patch, self.device, name, trained)
+        return Setup(self.config, task, patch, self.device, name, trained, self.world)
 
     def new_stage(self, name: StageName) -> Stage:
         """The stage with random weights, the same for a seed."""
@@ -94,6 +102,8 @@ def run_training(
 ) -> Summary:
     """Train the stages, evaluate on `final_list`, and leave everything in `folder`.
 
+    Where ``torchrun`` started several processes, all of them must call it: they share the work, the first one writes.
+
     Args:
         finish: what is done instead of the evaluation with the trained run and its last stage, while it is locked.
 
@@ -108,15 +118,11 @@ def run_training(
     if folder.exists() and not folder.is_dir():
         raise TrainerError(f"--output: {folder} is a file, a folder is accepted")
     run = prepare(resolved(config), folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        start_folder(run, resume)
-        names = remaining_stages(run)
-        write_json(folder / PLAN_FILE, run.dataset.plan.as_dict())
-        run.config.save(folder / CONFIGURATION_FILE)
+    with ExitStack() as until_the_end:
+        names = run.world.from_first(lambda: take_folder(run, resume, until_the_end))
         with StopRequest() as stop:
             images = training_images(run)
-            stop.requested |= not tell(describe(run, images))
+            stop.requested |= run.world.is_first and not tell(describe(run, images))
             for name in names:
                 train_stage(run, name, images, stop)
         try:
@@ -144,7 +150,8 @@ def evaluate_run(
 
 def prepare(config: Configuration, folder: Path) -> Run:
     """Find device and data."""
-    device = choose_device(config)
+    device, world = choose_device(config), joined_world()
+    check_shares(config, world)
     data = config.data
     dataset = open_dataset(
         data.data,
@@ -158,7 +165,24 @@ def prepare(config: Configuration, folder: Path) -> Run:
         dataset = dataset.at_spacing(per_axis("--spacing", data.spacing, dims))
     if all((folder / name).is_file() for name in (CONFIGURATION_FILE, PLAN_FILE)):
         dataset = dataset.for_network_of(load_plan(folder))
-    return Run(config, folder, device, dataset, make_predictor(config, dataset.task, device))
+    world.any(False)  # until all have read what the folder holds before
+    return Run(config, folder, device, dataset, make_predictor(config, dataset.task, device), world)
+
+
+def check_shares(config: Configuration, world: World) -> None:
+    """Every process has an image of every kind.
+
+    Raises:
+        TrainerError: when a batch holds fewer images than there are processes.
+    """
+    data, wanted = config.data, {"--labelled-batch": config.data.labelled_batch}
+    if config.stages != ("supervised",):
+        wanted["--unlabelled-batch"] = data.unlabelled_batch
+    for option, count in wanted.items():
+        if count < world.size:
+            raise TrainerError(
+                f"{option}: {count} was given, at least {world.size} is accepted with {world.size} processes"
+            )
 
 
 def load_plan(folder: Path) -> Plan:
@@ -199,8 +223,15 @@ def choose_device(config: Configuration) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.run.deterministic)
     name = config.run.device
+    if joined_world().size > 1 and name.startswith("cuda:"):
+        raise TrainerError(
+            f"--device: {name} was given, 'auto', 'cuda' or 'cpu' is accepted with several processes, each of which "
+            "takes the GPU of its local rank"
+        )
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and joined_world().size > 1:
+        name = f"cuda:{torch.cuda.current_device()}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).sum().item()
@@ -210,6 +241,17 @@ def choose_device(config: Configuration) -> torch.device:
             f"--device: {name!r} cannot be used here ({reason}); 'auto' and 'cpu' can"
         ) from None
     return device
+
+
+def take_folder(run: Run, resume: bool, until_the_end: ExitStack) -> tuple[StageName, ...]:
+    """Lock the folder and write how the run begins; the stages that remain."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    until_the_end.enter_context(locked(run.folder))
+    start_folder(run, resume)
+    names = remaining_stages(run)
+    write_json(run.folder / PLAN_FILE, run.dataset.plan.as_dict())
+    run.config.save(run.folder / CONFIGURATION_FILE)
+    return names
 
 
 def start_folder(run: Run, resume: bool) -> None:
@@ -252,7 +294,8 @@ def describe(run: Run, images: TrainingImages) -> str:
         f"unlabelled  {len(split.unlabelled)} patients, {unlabelled} images",
         f"held out    {len(split.val)} patients for validation, {len(split.test)} for the test",
         f"training    {stages}, from {start}",
-        f"computing   on {run.device} ({torch.get_num_threads()} threads), mixed precision {config.run.amp}",
+        f"computing   on {run.device} ({torch.get_num_threads()} threads), mixed precision {config.run.amp}"
+        + (f", {run.world.size} processes" if run.world.size > 1 else ""),
         f"output      {run.folder}",
     ]
     lines += [f"note        {note}" for note in (*run.dataset.notes, *notes(config)) if note]
@@ -307,7 +350,12 @@ def train_stage(run: Run, name: StageName, images: TrainingImages, stop: StopReq
     config, checkpoints, total = run.config, run.checkpoints(name), run.config.iterations(name)
     stage = run.new_stage(name)
     progress = begin(run, name, stage)
-    record = Record(checkpoints.folder, progress.history, progress.iteration, total, name)
+    record = (
+        Record(checkpoints.folder, progress.history, progress.iteration, total, name)
+        if run.world.is_first
+        else UnwrittenRecord(progress.history)
+    )
+    share = share_of(config.data.labelled_batch, stage.unlabelled_batch, run.world)
     loop = Loop(
         stage,
         checkpoints,
@@ -317,11 +365,13 @@ def train_stage(run: Run, name: StageName, images: TrainingImages, stop: StopReq
         progress.iteration,
         lambda iteration: validate(run, stage, record, iteration),
         stop,
+        run.world,
     )
+    stream = _STREAMS[name]
     try:
         loop.run(
             training_batches(
-                images, stage.unlabelled_batch, _STREAMS[name], progress.iteration, total
+                images, stage.unlabelled_batch, stream, progress.iteration, total, share.all
             )
         )
     finally:
@@ -329,16 +379,21 @@ def train_stage(run: Run, name: StageName, images: TrainingImages, stop: StopReq
     if stop.requested:
         raise Interrupted(f"stopped after step {loop.done} of {total} of {name}")
     title = f"{name}, {total} steps"
-    training_figure(record.history, title, run.dataset.task, checkpoints.folder / "training.png")
+    if run.world.is_first:
+        training_figure(
+            record.history, title, run.dataset.task, checkpoints.folder / "training.png"
+        )
 
 
 def begin(run: Run, name: StageName, stage: Stage) -> Progress:
     """Put the stage where it goes on: at its checkpoint, or at its first step with its initial weights."""
-    if run.checkpoints(name).exists():
-        return run.checkpoints(name).load(stage)
+    checkpoints, world = run.checkpoints(name), run.world
+    if world.from_first(checkpoints.exists):
+        return checkpoints.restore(stage, world.from_first(checkpoints.read))
     source = initial_weights(run, name)
     if source is not None:
-        initialise(stage, load_weights(source), str(source))
+        initialise(stage, world.from_first(partial(load_weights, source)), str(source))
+    world.equalise(stage.modules)  # a network of the user's may begin as it likes
     return Progress(0, {})
 
 
@@ -355,12 +410,12 @@ def validate(run: Run, stage: Stage, record: Record, iteration: int) -> Summary:
     task, network = run.dataset.task, stage.modules["network"]
     scores: dict[str, dict[str, Scores]] = {}
     for result in evaluate_cases(
-        network, run.predictor, run.part("val"), task, run.dataset.spacing
+        network, run.predictor, run.part("val"), task, run.dataset.spacing, run.world
     ):
         if not scores:
             record.add_panel(iteration, result.case.name, panel_of(run, stage, result))
         scores[result.case.name] = result.scores
-    return summarise(scores, task)
+    return run.world.from_first(lambda: summarise(scores, task))
 
 
 def panel_of(run: Run, stage: Stage, result: CaseResult) -> np.ndarray:
@@ -390,17 +445,23 @@ def evaluate_finished(run: Run, name: StageName) -> Summary:
 
 def evaluate_run_of(run: Run, name: StageName, kind: Kind, part: str, folder: Path) -> Summary:
     """Evaluate the student of a checkpoint, with the theory's measures where SAACL was used; write all of it."""
-    stage = run.new_stage(name)
-    progress = run.checkpoints(name).load(stage, kind)
+    stage, checkpoints = run.new_stage(name), run.checkpoints(name)
+    content = run.world.from_first(lambda: checkpoints.read(kind))
+    progress = checkpoints.restore(stage, content, kind)
     cases, task = run.part(part), run.dataset.task
     facts = about(run, name, kind, part, progress.iteration)
-    if isinstance(stage, Finetune) and run.config.finetune.saacl_weight:
+    with_theory = run.world.is_first and run.config.finetune.saacl_weight > 0
+    if isinstance(stage, Finetune) and with_theory:
         facts["embeddings"] = measure_embeddings(embedder(run, stage), cases, run.config.run.seed)
     results = evaluate_cases(
-        stage.modules["network"], run.predictor, cases, task, run.dataset.spacing
+        stage.modules["network"], run.predictor, cases, task, run.dataset.spacing, run.world
     )
+    if not run.world.is_first:
+        list(results)  # computes this process's share of them
+        return run.world.from_first(dict)
     folder.mkdir(parents=True, exist_ok=True)
-    return report_cases(results, task, folder, facts)
+    summary = report_cases(results, task, folder, facts)
+    return run.world.from_first(lambda: summary)
 
 
 def embedder(run: Run, stage: Finetune) -> Embedder:

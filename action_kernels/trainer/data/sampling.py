@@ -148,11 +148,13 @@ class IterationSampler(Sampler[list[Request]]):
         seed: tuple[int, ...],
         start: int,
         stop: int,
+        own: Sequence[int] | None = None,
     ) -> None:
-        """`counts` of images and `batch` sizes are (labelled, unlabelled)."""
+        """`counts` of images and `batch` sizes are (labelled, unlabelled); `own`: of every batch these alone."""
         self.labelled = range(counts[0])
         self.unlabelled = range(counts[0], sum(counts))
         self.batch, self.seed, self.start, self.stop = batch, seed, start, stop
+        self.own = range(sum(batch)) if own is None else own
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -169,7 +171,7 @@ class IterationSampler(Sampler[list[Request]]):
         for iteration in range(self.start, self.stop):
             indices = [next(labelled) for _ in range(self.batch[0])]
             indices += [next(unlabelled) for _ in range(self.batch[1])]
-            yield [Request(index, iteration * size + slot) for slot, index in enumerate(indices)]
+            yield [Request(indices[slot], iteration * size + slot) for slot in self.own]
 
     def _stream(self, indices: range, stream: int, position: int) -> Iterator[int]:
         """Endless epochs over `indices`, each a new permutation, from `position` on."""
@@ -181,9 +183,16 @@ class IterationSampler(Sampler[list[Request]]):
 
 
 def training_batches(
-    images: TrainingImages, unlabelled_batch: int, stream: int, start: int, stop: int
+    images: TrainingImages,
+    unlabelled_batch: int,
+    stream: int,
+    start: int,
+    stop: int,
+    own: Sequence[int] | None = None,
 ) -> Batches:
     """The batches of the iterations `start` … `stop` − 1; stages with another `stream` see another order.
+
+    `own`: numbers of the images of every batch that are wanted, labelled ones first; None: all.
 
     Raises:
         TrainerError: when there are no unlabelled images, but a batch is to hold some.
@@ -200,6 +209,7 @@ def training_batches(
         (images.seed, stream),
         start,
         stop,
+        own,
     )
     # A generator of its own: by default a loader draws a seed from torch's global generator, and a resumed run,
     # which starts a new loader, would go on with other random numbers than an uninterrupted one.

@@ -6,8 +6,8 @@ tensors, where the step is: `draw_…` draws the parameters, `apply` applies the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -144,22 +144,32 @@ def _rotated(array: np.ndarray, angle: float, order: int, outside: float) -> np.
 class Intensity:
     """Changes of the intensities of a batch, drawn image by image.
 
-    Brightness scales an image from its minimum, contrast from its mean; then come blur and noise.
+    Brightness scales an image from its minimum, contrast from its mean; then come blur and noise. Noise comes from
+    generators of the CPU, one an image.
     """
 
     contrast: Tensor  # (B,) factors
     brightness: Tensor  # (B,) factors
     blur: Tensor  # (B,) standard deviations in pixels, 0 for none
     noise: Tensor  # (B,) standard deviations, 0 for none
+    noise_seed: Tensor  # (B,) int64
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Intensity:
+        """With all parameters changed alike: those of some of the images."""
+        return Intensity(*(change(getattr(self, field.name)) for field in fields(self)))
 
     def apply(self, images: Tensor) -> Tensor:
-        """The changed images (B, C, *size); noise is drawn from torch's generator of the CPU."""
+        """The changed images (B, C, *size)."""
         images = self._jittered(images)
         if bool((self.blur > 0).any()):
             images = gaussian_blur(images, self.blur)
         if bool((self.noise > 0).any()):
+            noise = [
+                torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(seed))
+                for seed in self.noise_seed.tolist()
+            ]
             deviation = self._per_image(self.noise, images)
-            images = images + deviation * torch.randn(images.shape).to(images.device)
+            images = images + deviation * torch.stack(noise).to(images.device)
         return images
 
     def _jittered(self, images: Tensor) -> Tensor:
@@ -179,13 +189,16 @@ def draw_strong_augmentation(count: int) -> Intensity:
     """Of the student's mixed images: jitter by ±25 % and blur by σ 0.15 … 1.15, each with probability ½."""
     contrast, brightness = _draw_jitter(count)
     blur = torch.empty(count).uniform_(*BLUR) * _coins(count)
-    return Intensity(contrast, brightness, blur, torch.zeros(count))
+    return Intensity(
+        contrast, brightness, blur, torch.zeros(count), torch.zeros(count, dtype=torch.int64)
+    )
 
 
 def draw_teacher_augmentation(count: int) -> Intensity:
     """Of the teacher's images in pre-training: jitter by ±25 % and noise, each with probability ½."""
     contrast, brightness = _draw_jitter(count)
-    return Intensity(contrast, brightness, torch.zeros(count), NOISE * _coins(count))
+    noise, seed = NOISE * _coins(count), torch.randint(2**62, (count,))
+    return Intensity(contrast, brightness, torch.zeros(count), noise, seed)
 
 
 def _draw_jitter(count: int) -> tuple[Tensor, Tensor]:

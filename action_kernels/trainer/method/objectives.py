@@ -9,25 +9,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from action_kernels.distributed import Processes
+from action_kernels.ops.all_reduce_sum import all_reduce_sum
+
 SMOOTHING = 1e-5
 
 
-def supervised_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def supervised_loss(
+    logits: Tensor, labels: Tensor, *, group: Processes | None = None, factor: float = 1.0
+) -> Tensor:
     """½ (Dice + cross-entropy).
 
     Dice is 1 − (2 Σ p t + s) / (Σ p² + Σ t² + s) with softmax p, one-hot t, s = 1e-5, sums over the batch and its
     pixels, mean over the classes, background included.
+
+    Of a batch that is shared among the processes of `group`, `factor` makes the mean over the own images the share of
+    the mean over all (`shares.Part`); the mean of what the processes return is the loss of the whole batch.
     """
-    return 0.5 * (dice_loss(logits, labels) + pixel_cross_entropy(logits, labels).mean())
+    cross_entropy = pixel_cross_entropy(logits, labels).mean()
+    return 0.5 * (dice_loss(logits, labels, group) + factor * cross_entropy)
 
 
-def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def dice_loss(logits: Tensor, labels: Tensor, group: Processes | None = None) -> Tensor:
     """1 − Dice, the mean over the classes (see `supervised_loss`)."""
     probability = logits.float().softmax(1)
     truth = one_hot(labels, logits.shape[1]).to(probability.dtype)
     over = (0, *range(2, logits.dim()))
-    overlap = (probability * truth).sum(over)
-    sizes = probability.square().sum(over) + truth.sum(over)
+    overlap = all_reduce_sum((probability * truth).sum(over), group)
+    sizes = all_reduce_sum(probability.square().sum(over) + truth.sum(over), group)
     return (1 - (2 * overlap + SMOOTHING) / (sizes + SMOOTHING)).mean()
 
 

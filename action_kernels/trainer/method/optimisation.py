@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..configuration import OptimiserConfiguration
+from ..world import World
 
 
 class Optimisation:
@@ -24,7 +25,9 @@ class Optimisation:
         total: int,
         scale_loss: bool,
         device: torch.device,
+        world: World,
     ) -> None:
+        self.world = world
         self.learning_rate, self.power, self.total = (
             learning_rate,
             config.learning_rate_power,
@@ -44,11 +47,13 @@ class Optimisation:
         return self.learning_rate * (1 - iteration / self.total) ** self.power
 
     def descend(self, loss: Tensor, iteration: int) -> None:
-        """One step against the gradient of `loss`."""
+        """One step against the gradient of the mean of the processes' `loss`."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(iteration)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
+        for group in self.optimizer.param_groups:
+            self.world.average_gradients(group["params"])
         self.scaler.step(self.optimizer)
         self.scaler.update()
 

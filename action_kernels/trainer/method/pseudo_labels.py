@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,6 +23,10 @@ class PseudoLabelled:
 
     def with_images(self, images: Tensor) -> PseudoLabelled:
         return replace(self, images=images)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> PseudoLabelled:
+        """With images, labels and confidence changed alike."""
+        return PseudoLabelled(change(self.images), change(self.labels), change(self.confidence))
 
 
 def pseudo_label(images: Tensor, logits: Tensor) -> PseudoLabelled:

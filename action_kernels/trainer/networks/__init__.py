@@ -11,6 +11,7 @@ from .build import NETWORKS, build_network
 from .embeddings import DenseEmbeddings, Embeddings, SampledEmbeddings
 from .layers import Pyramid
 from .model import SegmentationModel
+from .synchronised import synchronised
 from .unet import UNet
 from .vnet import VNet
 
@@ -28,4 +29,5 @@ __all__ = [
     "adapt",
     "build_network",
     "load_network",
+    "synchronised",
 ]

@@ -22,6 +22,7 @@ from ..method.objectives import pseudo_label_loss, supervised_loss
 from ..method.pseudo_labels import PseudoLabelled, mix_images, pseudo_label
 from ..method.teacher import make_teacher, ramped_momentum, update_teacher
 from ..networks import Embeddings, Pyramid
+from ..shares import Share
 from .stage import Losses, Setup, detached
 
 
@@ -77,17 +78,22 @@ class Finetune:
 
     def step(self, batch: Batch, iteration: int) -> Losses:
         config, batch = self.config, batch.to(self.setup.device)
+        share = self.setup.share(batch)
         pseudo, teacher_embeddings = self.teacher_view(batch)
-        pseudo = mix_images(pseudo, config.mix)
+        mixed_of_all = mix_images(pseudo.each(share.unlabelled.joined), config.mix)
+        pseudo = mixed_of_all.each(share.unlabelled.of)
         if config.strong_augmentation:
-            strong = draw_strong_augmentation(len(pseudo.images))
+            strong = draw_strong_augmentation(share.unlabelled.total).each(share.unlabelled.of)
             pseudo = pseudo.with_images(strong.apply(pseudo.images))
-        with self.setup.autocast:
+        with self.setup.autocast, self.setup.own_draws(iteration):
             labelled, mixed = self.student(batch.images), self.student(pseudo.images)
 
         losses = {
-            "supervised": supervised_loss(labelled[0], batch.labels),
-            "pseudo_label": pseudo_label_loss(
+            "supervised": supervised_loss(
+                labelled[0], batch.labels, group=share.world.group, factor=share.labelled.factor
+            ),
+            "pseudo_label": share.unlabelled.factor
+            * pseudo_label_loss(
                 mixed[0],
                 pseudo.labels,
                 pseudo.confidence,
@@ -99,7 +105,7 @@ class Finetune:
             tau = self.temperature(iteration)
             with self.setup.autocast:
                 losses |= self.contrastive_losses(
-                    labelled, mixed, batch.labels, pseudo, teacher_embeddings, tau
+                    labelled, mixed, batch.labels, mixed_of_all, teacher_embeddings, tau, share
                 )
 
         total = self.weighted(losses)
@@ -131,7 +137,8 @@ class Finetune:
             if not self.config.saacl_weight:
                 return pseudo, None
             _, pyramid = self.teacher(batch.images)
-            return pseudo, self.teacher.embeddings(pyramid)
+            share, embeddings = self.setup.share(batch), self.teacher.embeddings(pyramid)
+            return pseudo, share.embeddings(embeddings, batch.labels.shape[1:])
 
     def contrastive_losses(
         self,
@@ -141,20 +148,26 @@ class Finetune:
         pseudo: PseudoLabelled,
         teacher_embeddings: Embeddings | None,
         temperature: float,
+        share: Share,
     ) -> Losses:
-        """SAACL and AnCo, those with a weight. One evaluation of the head serves the pixels of both."""
+        """SAACL and AnCo, those with a weight. One evaluation of the head serves the pixels of both.
+
+        Pixels are drawn from the images of all processes (`pseudo` holds all of them), and each computes the losses
+        of all that were drawn: they are fewer than those of one image.
+        """
         config, (logits, pyramid) = self.config, labelled
         losses: Losses = {}
+        labels = share.labelled.joined(labels)
         saacl_index = anco_index = labels.new_empty(0, config.queries_per_class)
         if config.saacl_weight:
-            saacl_index, counts = self.draw_pixels(logits, labels)
+            saacl_index, counts = self.draw_pixels(None, labels)
         if config.anco_weight:
             # The labelled images come first, so that SAACL's pixels keep their numbers.
             pyramid = tuple(torch.cat(levels) for levels in zip(pyramid, mixed[1], strict=True))
             all_labels = torch.cat([labels, pseudo.reliable(config.weak_threshold)])
-            all_logits = torch.cat([logits, mixed[0]])
+            all_logits = share.joined(torch.cat([logits, mixed[0]]).detach())
             anco_index, _ = self.draw_pixels(all_logits, all_labels, config.strong_threshold)
-        embeddings = self.student.embeddings(pyramid)
+        embeddings = share.embeddings(self.student.embeddings(pyramid), labels.shape[1:])
         # In autocast's dtype, so that SAACL's products with the queue are of half precision too.
         rows = embeddings.at(torch.cat([saacl_index, anco_index]))
         saacl_rows, anco_rows = rows.split([len(saacl_index), len(anco_index)])
@@ -169,11 +182,11 @@ class Finetune:
         return losses
 
     def draw_pixels(
-        self, logits: Tensor, labels: Tensor, threshold: float | None = None
+        self, logits: Tensor | None, labels: Tensor, threshold: float | None = None
     ) -> tuple[Tensor, Tensor]:
         """Pixels (K, q) of every class, only hard ones if there is a threshold, and the counts of candidates."""
         return sample_pixels(
-            logits.detach(),
+            logits,
             labels,
             self.config.queries_per_class,
             num_classes=self.setup.num_classes,

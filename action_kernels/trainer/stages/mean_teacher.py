@@ -51,15 +51,21 @@ class MeanTeacher:
 
     def step(self, batch: Batch, iteration: int) -> Losses:
         batch = batch.to(self.setup.device)
-        noise = (NOISE * torch.randn(batch.unlabelled.shape)).clamp(-2 * NOISE, 2 * NOISE)
+        share = self.setup.share(batch)
+        noise = torch.randn(share.unlabelled.total, *batch.unlabelled.shape[1:])
+        noise = share.unlabelled.of((NOISE * noise).clamp(-2 * NOISE, 2 * NOISE))
         with torch.no_grad(), self.setup.autocast:
             teacher_logits, _ = self.teacher(batch.unlabelled + noise.to(self.setup.device))
-        with self.setup.autocast:  # apart: neither sees the other's batch statistics
+        # apart: neither sees the other's batch statistics
+        with self.setup.autocast, self.setup.own_draws(iteration):
             logits, _ = self.network(batch.images)
             unlabelled_logits, _ = self.network(batch.unlabelled)
         losses = {
-            "supervised": supervised_loss(logits, batch.labels),
-            "consistency": consistency_loss(unlabelled_logits, teacher_logits),
+            "supervised": supervised_loss(
+                logits, batch.labels, group=share.world.group, factor=share.labelled.factor
+            ),
+            "consistency": share.unlabelled.factor
+            * consistency_loss(unlabelled_logits, teacher_logits),
         }
         total = losses["supervised"] + self.weight(iteration) * losses["consistency"]
         self.optimisation.descend(total, iteration)

@@ -97,22 +97,27 @@ class Pretrain:
 
     def step(self, batch: Batch, iteration: int) -> Losses:
         batch = batch.to(self.setup.device)
+        share = self.setup.share(batch)
         count, images = len(batch.images), torch.cat([batch.images, batch.unlabelled])
         with torch.no_grad(), self.setup.autocast:
-            weak = draw_teacher_augmentation(len(images)).apply(images)
+            weak = draw_teacher_augmentation(share.total).each(share.of).apply(images)
             targets = vectors(self.teacher_projections, *self.apart(self.teacher, weak, count))
-        with self.setup.autocast:
+        with self.setup.autocast, self.setup.own_draws(iteration):
             logits, coarsest = self.apart(self.network, images, count)
             projected = vectors(self.projections, logits, coarsest)
             predicted = {name: self.predictors[name](rows) for name, rows in projected.items()}
 
-        losses = {"supervised": supervised_loss(logits[:count], batch.labels)}
+        losses = {
+            "supervised": supervised_loss(
+                logits[:count], batch.labels, group=share.world.group, factor=share.labelled.factor
+            )
+        }
         student_tau, teacher_tau = (schedule(iteration) for schedule in self.temperatures.values())
         for name, rows in predicted.items():
-            losses[name] = distillation_loss(
+            losses[name] = share.factor * distillation_loss(
                 rows, targets[name], self.banks[name], student_tau, teacher_tau
             )
-            self.banks[name].enqueue(targets[name])
+            self.banks[name].enqueue(share.joined(targets[name].movedim(1, 0)).movedim(0, 1))
 
         total = torch.stack(list(losses.values())).sum()
         self.optimisation.descend(total, iteration)

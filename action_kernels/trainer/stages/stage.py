@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -15,7 +16,9 @@ from ..data.sampling import Batch
 from ..data.task import Task
 from ..errors import TrainerError
 from ..method.optimisation import Optimisation
-from ..networks import SegmentationModel, build_network
+from ..networks import SegmentationModel, build_network, synchronised
+from ..shares import Share, share_of
+from ..world import ALONE, World
 
 Losses: TypeAlias = dict[str, Tensor]
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -55,7 +58,7 @@ class Stage(Protocol):
 
 @dataclass(frozen=True)
 class Setup:
-    """What a stage is built from; `trained` says whether it starts from trained weights."""
+    """What a stage is built from; `trained` says whether it starts from trained weights, `world` who else computes it."""
 
     config: Configuration
     task: Task
@@ -63,6 +66,7 @@ class Setup:
     device: torch.device
     name: StageName
     trained: bool = False
+    world: World = ALONE
 
     @property
     def iterations(self) -> int:
@@ -76,6 +80,18 @@ class Setup:
     def autocast(self) -> torch.autocast:
         """The mixed precision of the networks."""
         return autocast(self.config, self.device)
+
+    def own_draws(self, iteration: int) -> AbstractContextManager[None]:
+        """For the student's forward passes: dropout is each process's own."""
+        return self.world.own_draws(self.config.run.seed, iteration, self.device)
+
+    def share(self, batch: Batch) -> Share:
+        """Which images of all processes `batch` holds."""
+        if self.world.size == 1:
+            return share_of(len(batch.images), len(batch.unlabelled), self.world)
+        data = self.config.data
+        unlabelled = data.unlabelled_batch if len(batch.unlabelled) else 0
+        return share_of(data.labelled_batch, unlabelled, self.world)
 
     def network(self) -> nn.Module:
         """A new network on the device, with random weights."""
@@ -100,6 +116,8 @@ class Setup:
                 f"--patch-size: {' '.join(map(str, self.patch))} was given, which leaves one pixel at the coarsest "
                 f"level and nothing to normalise; more than {stride} along an axis is accepted"
             )
+        if self.world.size > 1 and config.sync_batch_norm:
+            network = synchronised(network)
         # Half of the time in bfloat16 on a CPU: its convolutions and normalisations read channels-last.
         if self.device.type == "cpu":
             channels_last: Any = {"memory_format": CHANNELS_LAST[self.task.spatial_dims]}
@@ -130,6 +148,7 @@ class Setup:
             total=self.iterations,
             scale_loss=config.run.amp == "fp16",
             device=self.device,
+            world=self.world,
         )
 
 

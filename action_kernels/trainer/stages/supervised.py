@@ -29,8 +29,11 @@ class Supervised:
 
     def step(self, batch: Batch, iteration: int) -> Losses:
         batch = batch.to(self.setup.device)
-        with self.setup.autocast:
+        with self.setup.autocast, self.setup.own_draws(iteration):
             logits, _ = self.network(batch.images)
-        loss = supervised_loss(logits, batch.labels)
+        labelled = self.setup.share(batch).labelled
+        loss = supervised_loss(
+            logits, batch.labels, group=labelled.world.group, factor=labelled.factor
+        )
         self.optimisation.descend(loss, iteration)
         return detached({"supervised": loss}, loss)

@@ -104,7 +104,8 @@ def test_standardise():
 
 def unchanged(count):
     return {"contrast": torch.ones(count), "brightness": torch.ones(count),
-            "blur": torch.zeros(count), "noise": torch.zeros(count)}  # fmt: skip
+            "blur": torch.zeros(count), "noise": torch.zeros(count),
+            "noise_seed": torch.arange(count)}  # fmt: skip
 
 
 @pytest.mark.parametrize("dims", [2, 3])
