@@ -1,4 +1,6 @@
 // Rows of unit norm from a matrix or a channels-first map, and the way back.
+#include <cfloat>
+#include <cmath>
 #include <cstdint>
 
 #include "device.cuh"
@@ -11,19 +13,42 @@ constexpr int kWarp = 32;
 constexpr int kWarpsPerBlock = 8;
 constexpr int kTile = 32;  // pixels and channels of a transposed tile
 constexpr int64_t kMostBlocks = INT32_MAX;
+// A power of two that brings the squares of any row's values into float32's range, and its rows' own.
+constexpr float kShrinking = 0x1p-100f;
 
 __device__ float warp_sum(float x) {
   for (int offset = kWarp / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(~0u, x, offset);
   return x;
 }
 
-__device__ float row_factor(float square_sum, bool normalize) {
-  if (!normalize) return 1.0f;
+/// A row is (x * shrink) * factor; shrink is 1, or kShrinking where squares of its values overflow.
+struct RowScale {
+  float shrink = 1.0f;
+  float factor = 1.0f;
+  __device__ bool is_left_out() const { return factor == 0.0f; }
+  __device__ float operator()(float x) const { return x * shrink * factor; }
+};
+
+__device__ bool is_finite(float square_sum) { return square_sum <= FLT_MAX; }  // not NaN either
+
+/// 1 / norm; 0 for a norm that is taken for 0, NaN for a row that holds NaN or an infinity.
+__device__ float inverse_norm(float square_sum, float shrink) {
   const float norm = sqrtf(square_sum);
-  return norm < kMinimumNorm ? 0.0f : 1.0f / norm;  // NaN for NaN
+  if (shrink == 1.0f && norm < kMinimumNorm) return 0.0f;
+  return norm <= FLT_MAX ? 1.0f / norm : NAN;
 }
 
 // ---- matrices (n, d): a warp a row ----
+
+template <typename In>
+__device__ float squares_of_row(const In *row, int64_t d, float shrink) {
+  float sum = 0.0f;
+  for (int64_t c = threadIdx.x % kWarp; c < d; c += kWarp) {
+    const float value = to_float(row[c]) * shrink;
+    sum += value * value;
+  }
+  return warp_sum(sum);
+}
 
 template <typename In, typename Out>
 __global__ void rows_forward(const In *x, int64_t n, int64_t d, const uint8_t *mask, bool normalize,
@@ -32,21 +57,22 @@ __global__ void rows_forward(const In *x, int64_t n, int64_t d, const uint8_t *m
   const int64_t row = int64_t(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
   if (row >= n) return;
   const bool valid = mask == nullptr || mask[row];
-  float sum = 0.0f;
+  RowScale scale;
   if (valid && normalize) {
-    for (int64_t c = lane; c < d; c += kWarp) {
-      const float value = to_float(x[row * d + c]);
-      sum += value * value;
+    float sum = squares_of_row(x + row * d, d, 1.0f);
+    if (!is_finite(sum)) {
+      scale.shrink = kShrinking;
+      sum = squares_of_row(x + row * d, d, kShrinking);
     }
-    sum = warp_sum(sum);
+    scale.factor = inverse_norm(sum, scale.shrink);
   }
-  const float factor = valid ? row_factor(sum, normalize) : 0.0f;
+  if (!valid) scale.factor = 0.0f;
   for (int64_t c = lane; c < d; c += kWarp) {
     // a row left out may hold NaN: it is not read
-    const float value = factor != 0.0f ? to_float(x[row * d + c]) * factor : 0.0f;
+    const float value = scale.is_left_out() ? 0.0f : scale(to_float(x[row * d + c]));
     rows[row * d + c] = from_float<Out>(value);
   }
-  if (lane == 0) factors[row] = factor;
+  if (lane == 0) factors[row] = scale.shrink * scale.factor;
 }
 
 template <typename In, typename Out>
@@ -59,7 +85,7 @@ __global__ void rows_backward(const Out *grad_rows, const In *x, const float *fa
   float dot = 0.0f;  // r . g
   if (factor != 0.0f && normalize) {
     for (int64_t c = lane; c < d; c += kWarp)
-      dot += to_float(grad_rows[row * d + c]) * to_float(x[row * d + c]) * factor;
+      dot += to_float(grad_rows[row * d + c]) * (to_float(x[row * d + c]) * factor);
     dot = warp_sum(dot);
   }
   for (int64_t c = lane; c < d; c += kWarp) {
@@ -85,6 +111,18 @@ __device__ float sum_over_warps(float partial, float (&shared)[kWarpsPerBlock][k
   return sum;
 }
 
+/// Of the pixel of the thread's column, over all warps; 0 for one that does not take part.
+template <typename In>
+__device__ float squares_of_pixel(const In *column, int64_t d, int64_t spatial, bool takes_part,
+                                  float shrink, float (&partial)[kWarpsPerBlock][kTile]) {
+  float sum = 0.0f;
+  for (int64_t c = threadIdx.y; takes_part && c < d; c += kWarpsPerBlock) {
+    const float value = to_float(column[c * spatial]) * shrink;
+    sum += value * value;
+  }
+  return sum_over_warps(sum, partial);
+}
+
 template <typename In, typename Out>
 __global__ void map_forward(const In *x, int64_t d, int64_t spatial, const uint8_t *mask,
                             bool normalize, Out *rows, float *factors) {
@@ -97,20 +135,24 @@ __global__ void map_forward(const In *x, int64_t d, int64_t spatial, const uint8
   const bool valid =
       pixel < spatial && (mask == nullptr || mask[image * spatial + pixel]);
   const In *column = x + image * d * spatial + pixel;
-  float sum = 0.0f;
-  if (valid && normalize) {
-    for (int64_t c = threadIdx.y; c < d; c += kWarpsPerBlock) {
-      const float value = to_float(column[c * spatial]);
-      sum += value * value;
+  RowScale scale;
+  if (normalize) {
+    float sum = squares_of_pixel(column, d, spatial, valid, 1.0f, partial);
+    // Every warp holds the same sums, so that all of the block agree whether to go on.
+    if (__ballot_sync(~0u, !is_finite(sum)) != 0) {
+      if (!is_finite(sum)) scale.shrink = kShrinking;
+      sum = squares_of_pixel(column, d, spatial, valid, scale.shrink, partial);
     }
+    scale.factor = inverse_norm(sum, scale.shrink);
   }
-  sum = sum_over_warps(sum, partial);
-  const float factor = valid ? row_factor(sum, normalize) : 0.0f;
-  if (threadIdx.y == 0 && pixel < spatial) factors[image * spatial + pixel] = factor;
+  if (!valid) scale.factor = 0.0f;
+  if (threadIdx.y == 0 && pixel < spatial) {
+    factors[image * spatial + pixel] = scale.shrink * scale.factor;
+  }
   for (int64_t channel = 0; channel < d; channel += kTile) {
     for (int c = threadIdx.y; c < kTile; c += kWarpsPerBlock) {
-      const bool inside = factor != 0.0f && channel + c < d;
-      tile[c][threadIdx.x] = inside ? to_float(column[(channel + c) * spatial]) * factor : 0.0f;
+      const bool inside = !scale.is_left_out() && channel + c < d;
+      tile[c][threadIdx.x] = inside ? scale(to_float(column[(channel + c) * spatial])) : 0.0f;
     }
     __syncthreads();
     const int64_t c = channel + threadIdx.x;
@@ -152,7 +194,7 @@ __global__ void map_backward(const Out *grad_rows, const In *x, const float *fac
       load_gradient_tile(grad_image, first, spatial, channel, d, tile);
       for (int c = threadIdx.y; c < kTile; c += kWarpsPerBlock)
         if (factor != 0.0f && channel + c < d)
-          dot += tile[c][threadIdx.x] * to_float(column[(channel + c) * spatial]) * factor;
+          dot += tile[c][threadIdx.x] * (to_float(column[(channel + c) * spatial]) * factor);
       __syncthreads();
     }
     dot = sum_over_warps(dot, partial);

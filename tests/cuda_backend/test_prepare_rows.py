@@ -67,3 +67,29 @@ def test_rows_left_out_are_not_read(device: torch.device) -> None:
     assert features.grad is not None
     assert features.grad.isfinite().all()
     assert not features.grad[~mask].any()
+
+
+@pytest.mark.parametrize("shape", [(9, 45), (2, 33, 5, 9)])
+@pytest.mark.parametrize("exponent", [70, 110])
+def test_norms_whose_squares_overflow(
+    device: torch.device, schedule: int, shape: tuple[int, ...], exponent: int
+) -> None:
+    """Every other row is huge; beside them stands one with an infinity, which is no number."""
+    features = torch.randn(shape)
+    features[0] *= 2.0**exponent
+    features[-1, ..., 1] = torch.inf
+    found, expected = [], []
+    for backend, x, into in (
+        ("cuda", features.to(device), found), ("reference", features.double(), expected),
+    ):  # fmt: skip
+        x.requires_grad_()
+        with action_kernels.use_backend(backend):
+            rows = prepare_rows(x)
+            upstream = torch.linspace(-1, 1, rows.numel()).view_as(rows).to(rows)
+            (gradient,) = torch.autograd.grad(rows, x, upstream)
+        into += [rows.cpu(), gradient.cpu()]
+    finite = expected[0].isfinite().all(1)
+    assert not finite.all()
+    assert torch.equal(found[0].isfinite().all(1), finite)
+    assert relative_error(found[0][finite], expected[0][finite]) < 3e-7
+    assert relative_error(found[1][0], expected[1][0]) < 3e-6 * max(1, 2.0 ** (exponent - 108))
