@@ -58,7 +58,7 @@ def prepare(name: str) -> Callable[[], Tensor]:
     return run
 
 
-def test_sampled_against_dense_head(benchmark):
+def test_sampled_against_dense_head(benchmark, results):
     expected, rows = prepare("dense head")(), prepare("sampled head")()
     assert (rows - expected).norm() < 1e-5 * expected.norm()
-    compare(benchmark, "heads", prepare, tuple(WAYS), rounds=3)
+    compare(benchmark, "heads", prepare, tuple(WAYS), results, rounds=3)

@@ -98,8 +98,8 @@ def contestants(n: int) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("n", [2048, 8192])
-def test_info_nce(benchmark, n):
+def test_info_nce(benchmark, results, n):
     names = contestants(n)
     for name in names:
         gate(name, n)
-    compare(benchmark, f"info-nce-{n}", functools.partial(prepare, n), names, rounds=7)
+    compare(benchmark, f"info-nce-{n}", functools.partial(prepare, n), names, results, rounds=7)

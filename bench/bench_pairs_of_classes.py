@@ -137,9 +137,9 @@ def gate(loss: str, n: int, name: str) -> None:
     [("multi-positive", 128), ("multi-positive", 2048), ("multi-positive", 8192),
      ("siglip", 2048), ("siglip", 8192)],
 )  # fmt: skip
-def test_forward_and_backward(benchmark, loss, n):
+def test_forward_and_backward(benchmark, results, loss, n):
     names = tuple(name for name in LOSSES[loss] if n <= 128 or name != "pytorch-metric-learning")
     for name in names:
         gate(loss, n, name)
     title = f"{loss}-{n}"
-    compare(benchmark, title, functools.partial(prepare, loss, n), names, rounds=5)
+    compare(benchmark, title, functools.partial(prepare, loss, n), names, results, rounds=5)

@@ -1,7 +1,7 @@
 """`pairwise_lse(features, scale=…)` on the CPU: time, share of the processor's peak, memory, beside its peers.
 
-    python bench/bench_pairwise.py [--quick] [--output FILE] [--picture FILE]    the whole table
-    pytest bench/bench_pairwise.py --benchmark                                   a short run
+    python bench/bench_pairwise.py [--quick] [--save]    the whole table
+    pytest bench/bench_pairwise.py --benchmark           a short run
 
 Symmetric form, unit rows, τ = 0.1; forward, backward and both. On each size every contender's lse and
 gradient are first compared with the float64 reference on the inputs that are then timed: where they are
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import machine
+import outputs
 import peers
 import plot_pairwise
 import pytest
@@ -35,9 +36,7 @@ from torch import Tensor
 from action_kernels import class_centers, saacl_loss, supcon_loss, use_backend
 from action_kernels.ops import pairwise_lse
 
-HERE = Path(__file__).parent
-OUTPUT = HERE / "results" / "pairwise-cpu.json"
-PICTURE = HERE.parent / "docs" / "images" / "pairwise-cpu.png"
+NAME = "pairwise-cpu"
 OURS = "action_kernels"
 UNITS = {"u": torch.float32, "u in bfloat16": torch.bfloat16}
 LARGEST_BYTES = 24 << 30
@@ -396,10 +395,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help=f"default: {OUTPUT}")
-    parser.add_argument("--picture", type=Path, default=PICTURE, help=f"default: {PICTURE}")
+    outputs.add_save(parser)
     options = parser.parse_args(arguments)
-    save(run(QUICK if options.quick else Plan()), options.output, options.picture)
+    output = outputs.results(options.save) / f"{NAME}.json"
+    picture = outputs.pictures(options.save) / f"{NAME}.png"
+    save(run(QUICK if options.quick else Plan()), output, picture)
 
 
 def save(report: dict[str, Any], output: Path, picture: Path) -> None:

@@ -42,8 +42,8 @@ def prepare(name: str) -> Callable[[], tuple[Tensor, Tensor]]:
     return lambda: WAYS[name](logits, labels)
 
 
-def test_counting_against_lists(benchmark):
+def test_counting_against_lists(benchmark, results):
     (index, counts), (_, expected) = prepare("sample_pixels")(), prepare("lists")()
     assert torch.equal(counts, expected)
     assert (index >= 0).all()
-    compare(benchmark, "sampling", prepare, tuple(WAYS))
+    compare(benchmark, "sampling", prepare, tuple(WAYS), results)

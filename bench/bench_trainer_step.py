@@ -1,6 +1,6 @@
 """Time and peak memory of one fine-tuning step, with and without the contrastive losses, sampled and dense head.
 
-    python bench/bench_trainer_step.py --output bench/results/trainer_step.json
+    python bench/bench_trainer_step.py [--save]
 
 Each variant lives in a process of its own (peak resident memory includes the interpreter and PyTorch, the same for
 all); the steps are taken in turns, so that a noisy moment hits all. The fastest and the median of `--repeats` steps
@@ -16,9 +16,9 @@ import resource
 import statistics
 import time
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
+import outputs
 import torch
 from machine import describe
 
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="pixels a side (default: 256)")
     parser.add_argument("--repeats", type=int, default=5, help="timed steps (default: 5)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    outputs.add_save(parser)
     options = parser.parse_args()
     steps = measure(options.variants, options.size, options.repeats)
     found_ratios = ratios(steps)
@@ -140,9 +140,9 @@ def main() -> None:
         "steps": steps,
         "ratios": found_ratios,
     }
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
+    output = outputs.results(options.save) / "trainer_step.json"
+    output.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"written: {output}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`pytest bench/ --benchmark`: measure here; without the option, benchmarks are skipped."""
+"""`pytest bench/ --benchmark [--save]`: measure here; without the option, benchmarks are skipped."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import platform
 import sys
 from pathlib import Path
 
+import outputs
 import pytest
 import torch
 
@@ -18,6 +19,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--benchmark", action="store_true", help="run the benchmarks (they take minutes)"
     )
+    parser.addoption("--save", action="store_true", help=outputs.HELP)
+
+
+@pytest.fixture
+def results(pytestconfig: pytest.Config) -> Path:
+    """The folder for results: the tracked one with --save."""
+    return outputs.results(pytestconfig.getoption("--save"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -15,17 +15,16 @@ from peak_memory import peak_memory
 
 from action_kernels import sample_pixels
 
-RESULTS = Path(__file__).parent / "results"
-
 
 def compare(
     benchmark: Any,
     title: str,
     prepare: Callable[[str], Callable[[], Any]],
     names: tuple[str, ...],
+    folder: Path,
     rounds: int = 5,
 ) -> dict[str, dict[str, float]]:
-    """Time `names` in turns on the CPU and save ``results/<title>-cpu.json``; the first is ours.
+    """Time `names` in turns on the CPU and write ``<title>-cpu.json``; the first is ours.
 
     `prepare(name)` is a module-level function that makes the inputs and returns the call to measure,
     forward and backward. pytest-benchmark's own columns show the first contender; ratios of the
@@ -51,7 +50,7 @@ def compare(
         }
         for name in names
     }
-    _report(title, results)
+    _report(title, results, folder)
     benchmark.extra_info.update(results)
     return results
 
@@ -67,7 +66,7 @@ def _prepare_warm(prepare: Callable[[str], Callable[[], Any]], name: str) -> Cal
     return prepare(name)
 
 
-def _report(title: str, results: dict[str, dict[str, float]]) -> None:
+def _report(title: str, results: dict[str, dict[str, float]], folder: Path) -> None:
     ours = next(iter(results.values()))
     print(f"\n{title}, forward and backward, CPU, {torch.get_num_threads()} threads")
     for name, found in results.items():
@@ -76,10 +75,11 @@ def _report(title: str, results: dict[str, dict[str, float]]) -> None:
             f"  {name:28} {found['median_ms']:9.1f} ms  {times:6.1f} ×"
             f"  {found['peak_memory_mib']:8.0f} MiB beyond the inputs"
         )
-    RESULTS.mkdir(exist_ok=True)
     content = {
         "title": title,
         "machine": describe(),
         "results": results,
     }
-    (RESULTS / f"{title}-cpu.json").write_text(json.dumps(content, indent=1) + "\n")
+    output = folder / f"{title}-cpu.json"
+    output.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"  written: {output}")

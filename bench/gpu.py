@@ -1,6 +1,6 @@
 """Times and memory on one GPU, after a look at correctness: JSON and a picture, in under 8 minutes.
 
-    python -m bench.gpu [--output DIR]      on a machine with a CUDA GPU
+    python -m bench.gpu [--save]            on a machine with a CUDA GPU
     python -m bench.gpu --dry-run           the whole script on tiny sizes in Triton's interpreter
 
 For each size the batch form ``lse_i = log Σ_{j≠i} exp(a_i·a_j / τ)`` of unit rows in bfloat16 is compared
@@ -34,6 +34,7 @@ from torch.nn.functional import normalize
 
 import action_kernels
 from action_kernels.ops import pairwise_lse, registry, sample_pixels, sampled_features
+from bench import outputs
 
 MIB = 1 << 20
 SCALE = 10.0  # τ = 0.1
@@ -578,8 +579,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes in the interpreter")
     parser.add_argument(
-        "--output", type=Path, help="default: bench/results, for a dry run a temporary folder"
+        "--output", type=Path, help="a folder; default: .benchmarks, for a dry run a temporary one"
     )
+    outputs.add_save(parser)
     options = parser.parse_args(arguments)
     if not options.dry_run and not torch.cuda.is_available():
         print("no CUDA GPU here; --dry-run shows that the script runs through", file=sys.stderr)
@@ -587,9 +589,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if importlib.util.find_spec("matplotlib") is None:
         print("the picture needs matplotlib: pip install matplotlib", file=sys.stderr)
         return 2
-    default = (
-        Path(tempfile.mkdtemp()) if options.dry_run else Path(__file__).resolve().parent / "results"
-    )
+    default = Path(tempfile.mkdtemp()) if options.dry_run else outputs.results(options.save)
     output = options.output or default
     result = run(DRY_PLAN if options.dry_run else GPU_PLAN, output)
     print(f"\nwritten: {output / 'gpu.json'}, {output / 'gpu.png'}")

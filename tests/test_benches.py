@@ -14,6 +14,7 @@ bench_pairwise = pytest.importorskip("bench_pairwise")
 peers = pytest.importorskip("peers")
 anco = pytest.importorskip("bench_anatomical_contrast")
 contenders = pytest.importorskip("contenders")
+outputs = pytest.importorskip("outputs")
 saacl = pytest.importorskip("bench_saacl")
 info_nce = pytest.importorskip("bench_info_nce")
 
@@ -47,6 +48,24 @@ def test_the_report_holds_what_is_promised(tmp_path: Path) -> None:
     assert report["losses"][0]["losses"]["saacl_loss"]["ratio_to_kernel"] > 0
     assert report["queue"]["ratio_to_u"] > 0
     assert picture.stat().st_size > 10_000
+
+
+def test_tracked_results_are_written_with_save_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(outputs.__file__).resolve().parents[1]
+    assert outputs.TRACKED == root / "bench" / "results"
+    ignored = (root / ".gitignore").read_text().split()
+    assert f"{outputs.UNTRACKED.relative_to(root)}/" in ignored
+    written = []
+    monkeypatch.setattr(bench_pairwise, "run", lambda plan: {})
+    monkeypatch.setattr(
+        bench_pairwise, "save", lambda report, *paths: written.append([p.parent for p in paths])
+    )
+    monkeypatch.setattr(outputs, "UNTRACKED", tmp_path)
+    bench_pairwise.main(["--quick"])
+    bench_pairwise.main(["--quick", "--save"])
+    assert written == [[tmp_path, tmp_path], [outputs.TRACKED, outputs.PICTURES]]
 
 
 def test_a_wrong_contender_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

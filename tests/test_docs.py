@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 import subprocess
@@ -36,6 +37,46 @@ def test_there_are_examples():
 def test_pictures_exist(page):
     for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text()):
         assert (page.parent / picture).is_file(), picture
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for link in re.findall(r"(?<!!)\[[^\]]*\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (page.parent / link).exists(), link
+
+
+def load(script: str):
+    """A script of docs/ as a module."""
+    specification = importlib.util.spec_from_file_location(script, ROOT / "docs" / f"{script}.py")
+    assert specification is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_tables_are_those_of_the_results(tmp_path, monkeypatch, capsys):
+    tables = load("tables")
+    assert tables.main(["--check"]) == 0, capsys.readouterr().out
+    places = [tables.PLACE.findall(page.read_text()) for page in tables.PAGES]
+    assert set(tables.TABLES) == {place[1] for place in itertools.chain(*places)}
+    page = tmp_path / "page.md"  # a number written by hand is found
+    page.write_text(tables.PAGES[0].read_text().replace(" u, ", " v, ", 1))
+    monkeypatch.setattr(tables, "PAGES", [page])
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    assert tables.main(["--check"]) == 1
+
+
+def test_pictures_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib", reason='matplotlib comes with pip install ".[train]"')
+    figures = load("figures")
+    figures.main(["--output", str(tmp_path), *figures.DRAWN])
+    assert {path.stem for path in tmp_path.glob("*.png")} == set(figures.DRAWN)
+    assert all(path.stat().st_size > 10_000 for path in tmp_path.glob("*.png"))
+    known = {*figures.DRAWN, *figures.NOTEBOOK, *figures.DEMO}
+    assert {
+        path.stem for path in figures.IMAGES.glob("*.png")
+    } <= known  # one command makes them all
 
 
 @pytest.mark.slow
