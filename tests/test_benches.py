@@ -54,7 +54,7 @@ def test_tracked_results_are_written_with_save_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = Path(outputs.__file__).resolve().parents[1]
-    assert outputs.TRACKED == root / "bench" / "results"
+    assert root / "bench" / "results" == outputs.TRACKED
     ignored = (root / ".gitignore").read_text().split()
     assert f"{outputs.UNTRACKED.relative_to(root)}/" in ignored
     written = []
