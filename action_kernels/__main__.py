@@ -1,4 +1,4 @@
-"""The command line: `action-kernels doctor | train | evaluate | predict | verify`, or `python -m action_kernels`."""
+"""The command line: `action-kernels doctor | train | evaluate | predict | verify | reproduce`, or `python -m action_kernels`."""
 
 from __future__ import annotations
 

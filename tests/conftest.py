@@ -63,6 +63,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="put every bug of tests/cuda_emulation/bugs.py into the CUDA kernels, not a few",
     )
+    parser.addoption(
+        "--reproduce-all",
+        action="store_true",
+        help="run every row of every table on phantoms (a quarter of an hour on two cores)",
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

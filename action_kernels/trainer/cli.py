@@ -1,4 +1,4 @@
-"""``action-kernels train``, ``evaluate``, ``predict`` and ``verify``."""
+"""``action-kernels train``, ``evaluate``, ``predict``, ``verify`` and ``reproduce``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from .configuration import (
 )
 from .errors import FirstFailed, TrainerError
 from .presets import PRESETS, preset
+from .reproduction.arguments import add_arguments as add_reproduce_arguments
 
 FOUND_WRONG = 1
 WRONG = 2
@@ -33,6 +34,7 @@ def add_commands(subparsers: Any) -> None:
     _add_evaluate(subparsers)
     _add_predict(subparsers)
     _add_verify(subparsers)
+    _add_reproduce(subparsers)
 
 
 def _add_train(subparsers: Any) -> None:
@@ -135,6 +137,12 @@ def _add_verify(subparsers: Any) -> None:
     verify.add_argument("--spatial-dims", type=int, choices=(2, 3), help="as of 'train'")
     verify.add_argument("--classes", nargs="+", metavar="NAME", help="as of 'train'")
     verify.set_defaults(run=run_verify)
+
+
+def _add_reproduce(subparsers: Any) -> None:
+    reproduce = subparsers.add_parser("reproduce", help="the paper's tables and figures")
+    add_reproduce_arguments(reproduce)
+    reproduce.set_defaults(run=run_reproduce)
 
 
 def telling_errors(
@@ -294,6 +302,18 @@ def run_verify(arguments: argparse.Namespace) -> int:
     count = len(report.problems)
     print(f"{count or 'nothing'} {'things are' if count > 1 else 'is'} wrong")
     return FOUND_WRONG if report.problems else 0
+
+
+@telling_errors
+def run_reproduce(arguments: argparse.Namespace) -> int:
+    """The ``reproduce`` command: 0 when all is there, 2 when a run failed, 130 when interrupted."""
+    from .reproduction.command import reproduce
+    from .stopping import Interrupted
+
+    try:
+        return reproduce(arguments)
+    except Interrupted as stopped:
+        return told(f"{stopped}; the same command goes on with it", INTERRUPTED)
 
 
 def chosen_configuration(arguments: argparse.Namespace, folder: Path) -> Configuration:

@@ -28,7 +28,7 @@ LOSSES = {  # colour and name
 }
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """A figure that never opens a window, and needs no global state of pyplot."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
@@ -40,7 +40,7 @@ def plain(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def _legend(figure: Figure, task: Task) -> None:
+def add_legend(figure: Figure, task: Task) -> None:
     patches = [
         Patch(color=colour, label=plain(name))
         for name, colour in zip(task.classes[1:], task.colours[1:], strict=True)
@@ -48,7 +48,7 @@ def _legend(figure: Figure, task: Task) -> None:
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False)
 
 
-def _show(
+def show(
     axes: Any,
     image: np.ndarray,
     label: np.ndarray | None,
@@ -101,7 +101,7 @@ class Shown:
         return (self.truth > 0) | (self.prediction > 0)
 
 
-def _crop(label: np.ndarray, margin: int = 20) -> tuple[slice, slice]:
+def labelled_square(label: np.ndarray, margin: int = 20) -> tuple[slice, slice]:
     """A square around everything labelled in the volume, so that the heart fills the picture."""
     rows, columns = (np.flatnonzero(label.any(axis)) for axis in ((0, 2), (0, 1)))
     if not len(rows):
@@ -122,7 +122,7 @@ def shown_slices(label: np.ndarray, count: int = 3) -> list[int]:
     return [int(found[round(q * (len(found) - 1))]) for q in np.linspace(0.1, 0.9, count)]
 
 
-def _limits(image: np.ndarray) -> tuple[float, float]:
+def grey_limits(image: np.ndarray) -> tuple[float, float]:
     low, high = np.percentile(image, [0.5, 99.5])
     return float(low), float(high)
 
@@ -130,46 +130,50 @@ def _limits(image: np.ndarray) -> tuple[float, float]:
 def case_figure(result: CaseResult, task: Task, path: Path) -> None:
     """Rows: three slices through what is labelled. Columns: the image, the truth, the prediction."""
     shown = Shown.of(result, task)
-    slices, crop, limits = shown_slices(shown.truth), _crop(shown.everything), _limits(shown.image)
-    figure = _new_figure(6.4, 7.2)
+    slices, crop, limits = (
+        shown_slices(shown.truth),
+        labelled_square(shown.everything),
+        grey_limits(shown.image),
+    )
+    figure = new_figure(6.4, 7.2)
     grid = figure.subplots(len(slices), 3, squeeze=False)
     for row, number in zip(grid, slices, strict=True):
         for axes, overlay in zip(row, (None, shown.truth, shown.prediction), strict=True):
             label = None if overlay is None else overlay[number][crop]
-            _show(axes, shown.image[number][crop], label, limits, task)
+            show(axes, shown.image[number][crop], label, limits, task)
         row[0].set_ylabel(f"slice {number + 1} of {len(shown.image)}", fontsize=9)
     for axes, title in zip(grid[0], ("image", "truth", "prediction"), strict=True):
         axes.set_title(title, fontsize=10)
     dice = ", ".join(f"{name} {100 * one.dice:.1f}" for name, one in result.scores.items())
     figure.suptitle(plain(f"{result.case.name}   Dice %: {dice}"), fontsize=10)
-    _legend(figure, task)
+    add_legend(figure, task)
     save_figure(figure, path)
 
 
 def gallery_figure(results: Sequence[CaseResult], task: Task, path: Path) -> None:
     """The middle slice of a few cases side by side: image, truth and prediction below each other."""
-    figure = _new_figure(1.9 * len(results) + 0.3, 6.4)
+    figure = new_figure(1.9 * len(results) + 0.3, 6.4)
     grid = figure.subplots(3, len(results), squeeze=False)
     for column, result in zip(grid.T, results, strict=True):
         shown = Shown.of(result, task)
-        number, crop = shown_slices(shown.truth)[1], _crop(shown.everything)
+        number, crop = shown_slices(shown.truth)[1], labelled_square(shown.everything)
         for axes, overlay in zip(column, (None, shown.truth, shown.prediction), strict=True):
             label = None if overlay is None else overlay[number][crop]
-            _show(axes, shown.image[number][crop], label, _limits(shown.image), task)
+            show(axes, shown.image[number][crop], label, grey_limits(shown.image), task)
         dice = np.mean([one.dice for one in result.scores.values()])
         column[0].set_title(plain(f"{result.case.name}\nDice {100 * dice:.1f} %"), fontsize=8)
     for axes, title in zip(grid[:, 0], ("image", "truth", "prediction"), strict=True):
         axes.set_ylabel(title, fontsize=10)
-    _legend(figure, task)
+    add_legend(figure, task)
     save_figure(figure, path)
 
 
 def panel(image: np.ndarray, labels: dict[str, np.ndarray], task: Task) -> np.ndarray:
     """An image (rows, columns) and label maps of it side by side, named, as a picture (rows, columns, 3) uint8."""
-    figure = _new_figure(2.2 * (1 + len(labels)), 2.6)
+    figure = new_figure(2.2 * (1 + len(labels)), 2.6)
     grid = figure.subplots(1, 1 + len(labels), squeeze=False)[0]
     for axes, (title, label) in zip(grid, [("image", None), *labels.items()], strict=True):
-        _show(axes, image, label, _limits(image), task)
+        show(axes, image, label, grey_limits(image), task)
         axes.set_title(title, fontsize=9)
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()  # type: ignore[attr-defined]
@@ -184,7 +188,7 @@ def training_figure(
     history: dict[str, list[dict[str, float]]], title: str, task: Task, path: Path
 ) -> None:
     """Three panels over the iterations: the losses, temperature and learning rate, Dice on the validation list."""
-    figure = _new_figure(11, 3.2)
+    figure = new_figure(11, 3.2)
     figure.suptitle(plain(title), fontsize=10)
     losses, schedule, validation = figure.subplots(1, 3)
     entries = history["losses"]
