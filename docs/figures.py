@@ -35,7 +35,7 @@ INK, COMPUTED, MIRRORED, DIAGONAL = "#303030", "#5b7bd5", "#c9d4f2", "#e9a23b"
 
 def tiles(path: Path, count: int = 8) -> None:
     """The symmetric forward pass: tiles that are computed, and those that they serve as well."""
-    figure, axes = plt.subplots(figsize=(5.2, 4.4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(5.2, 3.8), layout="constrained")
     for row in range(count):
         for column in range(count):
             colour = DIAGONAL if row == column else COMPUTED if row < column else MIRRORED

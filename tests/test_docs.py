@@ -92,3 +92,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     reference = (tmp_path / "site" / "api" / "losses" / "index.html").read_text()
     assert "saacl_loss" in reference
     assert "Khosla" in reference  # docstrings are in it, not names alone
+    recipes = (tmp_path / "site" / "recipes" / "index.html").read_text()
+    for file in (ROOT / "examples").rglob("*.py"):  # each is shown, not its name alone
+        words = re.findall(r"\w{5,}", file.read_text().split('"""')[1])
+        assert all(word in recipes for word in words), file
