@@ -20,6 +20,7 @@ from .stopping import tell
 from .theory import sentence
 
 GALLERY_CASES = 6
+FOLDERS = ("predictions", "figures")  # below a report's own
 
 
 def versions() -> dict[str, str]:
@@ -39,7 +40,7 @@ def report_cases(
     Returns:
         What ``metrics.json`` holds.
     """
-    predictions, pictures = folder / "predictions", folder / "figures"
+    predictions, pictures = (folder / name for name in FOLDERS)
     for subfolder in (predictions, pictures):
         subfolder.mkdir(parents=True, exist_ok=True)
     scores: dict[str, dict[str, Scores]] = {}

@@ -52,6 +52,7 @@ from .locking import locked
 from .loop import Loop
 from .metrics import Scores
 from .records import Record, UnwrittenRecord
+from .reports import FOLDERS as REPORT_FOLDERS
 from .reports import report_cases, versions
 from .shares import share_of
 from .stages import STAGES, Setup, Stage
@@ -267,6 +268,8 @@ def start_folder(run: Run, resume: bool) -> None:
     for folder in (run.folder, *(run.folder / name for name in run.config.stages)):
         folder.mkdir(parents=True, exist_ok=True)
         remove_temporaries(folder)
+    for name in REPORT_FOLDERS:
+        remove_temporaries(run.folder / name)
 
 
 def training_images(run: Run) -> TrainingImages:

@@ -305,8 +305,9 @@ def test_two_processes_do_not_write_one_run(tiny_config, tmp_path):
 
 def test_what_killed_writers_left_is_removed(tiny_config, tmp_path):
     config = tiny_config(max_iterations=1, stage="supervised")
-    (tmp_path / "supervised").mkdir()
-    for path in (tmp_path / ".metrics.json.77.tmp", tmp_path / "supervised/.checkpoint.pt.77.tmp"):
+    for name in (".metrics.json", "supervised/.checkpoint.pt", "figures/.a.png", "predictions/.b"):
+        path = tmp_path / f"{name}.77.tmp"
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"half")
     run_training(config, tmp_path)
     assert not [*tmp_path.glob("**/.*")]
