@@ -10,17 +10,19 @@ would compute from it. ``reduction="sum"`` is W-fold in the same way; ``"none"``
 All processes must call the same losses in the same order, and differentiate them; a process that raises leaves
 the others waiting, as with any collective.
 
-What travels: the prepared rows once, in their own dtype, and in the backward pass two float32 numbers a row.
-For W processes of b rows of d elements of s bytes that is (W − 1) · b · (d · s + 8) bytes to each process, and
-one mask byte a row each time. Under `torch.compile` rows travel again in the backward pass, and so they do where
-they are more than `GATHER_LIMIT` bytes: then they go round in a ring and are never all in one place.
+What travels where anchors are compared with each other (SupCon, SAACL's batch form, NT-Xent): the prepared
+rows once, in their own dtype, and in the backward pass two float32 numbers a row. For W processes of b rows of
+d elements of s bytes that is (W − 1) · b · (d · s + 8) bytes to each process, one mask byte a row, and a count.
+Rows travel once more in the backward pass under `torch.compile`, where keys are rows of their own that get a
+gradient (InfoNCE, CLIP), and where all rows are more than `GATHER_LIMIT` bytes: then they go round in a ring
+and are never all in one place.
 
 A process group is known by its name, which ops can take as an argument and `torch.compile` can trace.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -76,6 +78,22 @@ def row_counts(count: int, device: torch.device, group: str) -> list[int]:
     """How many rows each process brings. On a GPU this waits for the device."""
     own = torch.tensor([count], device=device)
     return [int(each) for each in _all_gather(own, group)]
+
+
+def gather_beside(values: Tensor, rows: int, group: str) -> Callable[[], Tensor]:
+    """Begin to gather values (b, …) of every row, in the layout of the others' `rows` gathered before.
+
+    Returns:
+        What waits for them: (rows, …).
+    """
+    processes = resolve(group)
+    buffer, work = _start_all_gather(_padded(values, rows // processes.size()), processes)
+
+    def arrived() -> Tensor:
+        work.wait()
+        return buffer.flatten(0, 1)
+
+    return arrived
 
 
 class Travelling:

@@ -7,6 +7,7 @@ loss, the gradients of the map (the mean over the processes) and of its own inpu
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 import action_kernels as ak
 from action_kernels import distributed
+from action_kernels.ops.lse_across import lse_across
 
 CLASSES, INPUTS, DIM = 4, 6, 16
 
@@ -105,13 +107,20 @@ LOSSES: dict[str, Loss] = {loss.__name__: loss for loss in _NAMED}
 LOSSES["saacl_balanced"] = partial(saacl_batch, positives="balanced")
 
 # rows of each process: uneven, an empty one, and one whose rows all take no part
-SPLITS = {"uneven": (9, 14, 4), "empty": (13, 0, 14), "all left out": (10, 8, 9)}
+SPLITS = {
+    "uneven": (9, 14, 4),
+    "empty": (13, 0, 14),
+    "all left out": (10, 8, 9),
+    "classes apart": (10, 8, 9),  # each of some processes alone
+}
 
 
 def joined_batch(split: str) -> Batch:
     generator = torch.Generator().manual_seed(3)
     total = sum(SPLITS[split])
     labels = torch.randint(-1, CLASSES, (total,), generator=generator)
+    if split == "classes apart":
+        labels = labels.sort().values
     mask = torch.rand(total, generator=generator) < 0.8
     if split == "all left out":
         mask[SPLITS[split][0] : sum(SPLITS[split][:2])] = False
@@ -141,10 +150,12 @@ class Case:
     dtype: torch.dtype = torch.float32
     ring: bool = False
     compiled: bool = False
+    accumulated: bool = False  # over two batches, the first under DDP's no_sync
 
     def name(self) -> str:
         parts = [self.loss, self.split, str(self.dtype).removeprefix("torch.")]
         parts += ["ring"] * self.ring + ["compiled"] * self.compiled
+        parts += ["accumulated"] * self.accumulated
         return "-".join(parts)
 
 
@@ -153,6 +164,7 @@ CASES = [
     *(Case(loss, ring=True) for loss in ("supcon", "clip")),
     *(Case(loss, dtype=dtype) for loss in ("saacl_batch", "clip") for dtype in (torch.float64, torch.bfloat16)),
     Case("supcon", compiled=True),
+    *(Case(loss, accumulated=True) for loss in ("supcon", "saacl_module", "nt_xent", "clip")),
 ]  # fmt: skip
 
 
@@ -166,6 +178,9 @@ def result(case: Case, batch: Batch, model: nn.Module, group: dist.ProcessGroup 
 
     if case.compiled:
         loss_of = torch.compile(loss_of, fullgraph=True, backend="aot_eager")
+    if case.accumulated:
+        with getattr(model, "no_sync", nullcontext)():
+            step(2 * inputs.detach().flip(1)).backward()
     loss = step(inputs)
     loss.backward()
     inner = model.module if hasattr(model, "module") else model
@@ -175,6 +190,61 @@ def result(case: Case, batch: Batch, model: nn.Module, group: dist.ProcessGroup 
         "temperature": inner.log_temperature.grad,
         "inputs": inputs.grad,
     }
+
+
+class Traffic:
+    """Bytes that collectives bring to this process from the others, counted where torch.distributed is called."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.bytes = size, 0
+        self._all_gather, self._all_reduce = dist.all_gather, dist.all_reduce
+        self._ring = dist.batch_isend_irecv
+
+    def __enter__(self) -> Traffic:
+        dist.all_gather, dist.all_reduce = self.all_gather, self.all_reduce
+        dist.batch_isend_irecv = self.ring
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        dist.all_gather, dist.all_reduce = self._all_gather, self._all_reduce
+        dist.batch_isend_irecv = self._ring
+
+    def all_gather(self, parts, own, **options):
+        self.bytes += (
+            sum(part.numel() * part.element_size() for part in parts) // self.size * (self.size - 1)
+        )
+        return self._all_gather(parts, own, **options)
+
+    def all_reduce(self, values, **options):
+        self.bytes += 2 * values.numel() * values.element_size() * (self.size - 1) // self.size
+        return self._all_reduce(values, **options)
+
+    def ring(self, operations):
+        self.bytes += sum(
+            each.tensor.numel() * each.tensor.element_size()
+            for each in operations
+            if each.op is dist.irecv
+        )
+        return self._ring(operations)
+
+
+TRAFFIC_ROWS, TRAFFIC_DIM = 24, 32
+
+
+def traffic(dtype: torch.dtype, ring: bool, size: int) -> dict[str, int]:
+    """Bytes of the forward and the backward pass of the op that compares all rows with each other."""
+    distributed.GATHER_LIMIT = 0 if ring else 1 << 30
+    rows = (
+        torch.nn.functional.normalize(torch.randn(TRAFFIC_ROWS, TRAFFIC_DIM))
+        .to(dtype)
+        .requires_grad_()
+    )
+    group = distributed.processes_of(dist.group.WORLD)
+    with Traffic(size) as forward:
+        lse = lse_across(rows, scale=5.0, group=group, normalized=True)
+    with Traffic(size) as backward:
+        lse.sum().backward()
+    return {"forward": forward.bytes, "backward": backward.bytes}
 
 
 def run(rank: int, size: int, folder: str) -> None:
@@ -189,6 +259,11 @@ def run(rank: int, size: int, folder: str) -> None:
         model = nn.parallel.DistributedDataParallel(Model(case.dtype))
         batch = own_part(joined_batch(case.split), case.split, rank, size)
         results[case.name()] = result(case, batch, model, group)
+    results["traffic"] = {
+        (dtype, ring): traffic(dtype, ring, size)
+        for dtype in (torch.float32, torch.bfloat16)
+        for ring in (False, True)
+    }
     torch.save(results, f"{folder}/{size}-{rank}.pt")
     dist.barrier()  # no process leaves while another still speaks to it
     dist.destroy_process_group()

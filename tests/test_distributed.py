@@ -6,7 +6,17 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from distributed_cases import CASES, SPLITS, Model, joined_batch, result, run
+from distributed_cases import (
+    CASES,
+    CLASSES,
+    SPLITS,
+    TRAFFIC_DIM,
+    TRAFFIC_ROWS,
+    Model,
+    joined_batch,
+    result,
+    run,
+)
 
 import action_kernels as ak
 
@@ -43,6 +53,29 @@ def test_equals_one_process_on_the_joined_batch(case, outcomes):
     # of a process's own inputs: W times, as its loss is W times its share
     joined = torch.cat([each["inputs"] for each in found]) / size
     assert_near(joined, alone["inputs"], case.dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("ring", [False, True], ids=["gathered", "ring"])
+def test_the_bytes_that_travel_are_those_of_the_documentation(outcomes, dtype, ring):
+    """(W − 1) · b · (d · s + 8), and a mask byte a row and a count; in a ring rows and masks twice."""
+    others, b = len(outcomes) - 1, TRAFFIC_ROWS
+    of_rows, mask, count, results = TRAFFIC_DIM * dtype.itemsize, 1, 8, 8
+    for found in outcomes:
+        measured = found["traffic"][dtype, ring]
+        assert measured["forward"] == others * (b * (of_rows + mask) + count)
+        if ring:
+            assert measured["backward"] == others * (b * (of_rows + mask + results) + count)
+        else:
+            assert measured["backward"] == others * b * results
+
+
+def test_classes_of_some_processes_alone():
+    batch, sizes = joined_batch("classes apart"), SPLITS["classes apart"]
+    of_each = [set(labels.tolist()) for labels in batch.labels.split(sizes)]
+    assert of_each[0] != of_each[1] != of_each[2]
+    assert set().union(*of_each) == {-1, *range(CLASSES)}
 
 
 def test_there_are_processes_without_rows_and_without_valid_rows():

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from action_kernels.distributed import Processes, Travelling
+from action_kernels.distributed import Processes, Travelling, gather_beside
 from action_kernels.ops import declare
 from action_kernels.ops.pairwise_lse import (
     Needs,
@@ -92,35 +91,54 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of anchors, keys and scale; `key_blocks` from the forward pass, or none: then keys travel again."""
     grad_lse = grad_lse.to(lse.dtype).contiguous()
-    own_keys = call.keys is None
-    needs_keys = needs.need_anchors if own_keys else needs.need_keys
-    results = [_run_backward(call, grad_lse, lse, needs)]
-    one_sided = Needs(needs.need_anchors, False, needs.need_scale)
+    if call.keys is None:
+        return _gradients_of_rows(call, group, grad_lse, lse, needs, key_blocks)
     anchors_travelling = (
-        Travelling([call.anchors, grad_lse, lse], call.mask, group) if needs_keys else None
+        Travelling([call.anchors, grad_lse, lse], call.mask, group) if needs.need_keys else None
     )
+    grad_anchors, grad_keys, grad_scale = _run_backward(call, grad_lse, lse, needs)
+    one_sided = Needs(needs.need_anchors, False, needs.need_scale)
     for block in key_blocks or _send_keys(call, group).others():
-        results.append(_run_backward(_of_others(call, block), grad_lse, lse, one_sided))
-    grad_anchors = _sum_of(part for part, _, _ in results)
-    grad_keys = results[0][1]
-    grad_scale = _sum_of(part for _, _, part in results)
-    if anchors_travelling is None:
-        return grad_anchors, grad_keys, grad_scale
-    for (anchors, their_grad, their_lse), mask in anchors_travelling.others():
-        theirs = _for_others(call, anchors, mask)
-        part = _run_backward(theirs, their_grad, their_lse, Needs(False, True, False))[1]
-        if own_keys:
-            grad_anchors = grad_anchors + part
-        else:
-            grad_keys = grad_keys + part
+        part = _run_backward(_of_others(call, block), grad_lse, lse, one_sided)
+        grad_anchors, grad_scale = grad_anchors + part[0], grad_scale + part[2]
+    if anchors_travelling is not None:
+        for block in anchors_travelling.others():
+            grad_keys = grad_keys + _asked_by_others(call, block)
     return grad_anchors, grad_keys, grad_scale
 
 
-def _sum_of(parts: Iterator[Tensor]) -> Tensor:
-    total = next(parts)
-    for part in parts:
-        total = total + part
-    return total
+def _gradients_of_rows(
+    call: PairwiseCall,
+    group: str,
+    grad_lse: Tensor,
+    lse: Tensor,
+    needs: Needs,
+    row_blocks: list[Block],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_gradients`, where anchors are keys as well: what travelled as these serves as those."""
+    if row_blocks:
+        ((rows,), mask) = row_blocks[0]
+        results = gather_beside(torch.stack((grad_lse, lse), 1), rows.shape[0], group)
+    else:
+        travelling = Travelling([call.anchors, grad_lse, lse], call.mask, group)
+    grad_anchors, grad_keys, grad_scale = _run_backward(call, grad_lse, lse, needs)
+    blocks = iter([([rows, *results().unbind(1)], mask)]) if row_blocks else travelling.others()
+    one_sided = Needs(needs.need_anchors, False, needs.need_scale)
+    for (theirs, their_grad, their_lse), mask in blocks:
+        as_keys = _of_others(call, ([theirs], mask))
+        part = _run_backward(as_keys, grad_lse, lse, one_sided)
+        grad_anchors, grad_scale = grad_anchors + part[0], grad_scale + part[2]
+        if needs.need_anchors:
+            as_anchors = ([theirs, their_grad.contiguous(), their_lse.contiguous()], mask)
+            grad_anchors = grad_anchors + _asked_by_others(call, as_anchors)
+    return grad_anchors, grad_keys, grad_scale
+
+
+def _asked_by_others(call: PairwiseCall, block: Block) -> Tensor:
+    """Of this process's keys, what a block of the others' anchors (with gradient and log-sum-exp) asks of them."""
+    (anchors, their_grad, their_lse), mask = block
+    theirs = _for_others(call, anchors, mask)
+    return _run_backward(theirs, their_grad, their_lse, Needs(False, True, False))[1]
 
 
 @declare.op("lse_across")
