@@ -95,7 +95,7 @@ class Report:
         if self.scale.factor < 1:
             found.append(
                 f"Scaled runs (--scale {self.scale.factor:g}): rows can be compared with each other, "
-                "not with the paper's numbers beside them."
+                "not with the paper's numbers beside them; where predictions are mostly failures, not even that."
             )
         found.append(
             "The test list, student network; DSC and ASD by the paper's protocol (directed, voxels, an empty prediction "
