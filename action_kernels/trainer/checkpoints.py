@@ -30,6 +30,9 @@ MAY_CHANGE = frozenset(
     {
         "data",
         "allow_missing",
+        "stride",
+        "blend",
+        "largest_component",
         "init_from",
         "device",
         "num_workers",

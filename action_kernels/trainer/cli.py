@@ -15,6 +15,7 @@ from .configuration import (
     CONFIGURATION_FILE,
     Configuration,
     add_arguments,
+    argument,
     given_options,
     options,
 )
@@ -25,6 +26,7 @@ from .reproduction.arguments import add_arguments as add_reproduce_arguments
 FOUND_WRONG = 1
 WRONG = 2
 INTERRUPTED = 130
+INFERENCE = ("stride", "blend", "largest_component")
 UNHEARD = 141  # what a shell gives a process that SIGPIPE ended
 
 
@@ -81,7 +83,15 @@ def _add_evaluate(subparsers: Any) -> None:
         "--output", type=Path, help="folder for the results (default: RUN/LIST, RUN/LIST-best)"
     )
     evaluate.add_argument("--device", help="'auto', 'cpu', 'cuda' … (default: that of the run)")
+    _add_inference(evaluate)
     evaluate.set_defaults(run=run_evaluate)
+
+
+def _add_inference(parser: argparse.ArgumentParser) -> None:
+    """How a network that was trained on crops sees whole images; where not given, as the run has it."""
+    for option in options():
+        if option.key in INFERENCE:
+            parser.add_argument(option.name, dest=option.key, **argument(option))
 
 
 def _add_predict(subparsers: Any) -> None:
@@ -118,6 +128,7 @@ def _add_predict(subparsers: Any) -> None:
         help="processes that read and write, 0 for none (default: 2)",
     )
     predict.add_argument("--device", help="'auto', 'cpu', 'cuda' … (default: that of the run)")
+    _add_inference(predict)
     predict.set_defaults(run=run_predict)
 
 
@@ -242,11 +253,16 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
     changes = {
         name: getattr(arguments, name) for name in ("data", "device") if getattr(arguments, name)
-    }
+    } | inference_options(arguments)
     suffix = "" if arguments.checkpoint == "last" else "-best"
     output = arguments.output or arguments.folder / f"{arguments.list}{suffix}"
     evaluate_run(arguments.folder, arguments.list, output, kind=arguments.checkpoint, **changes)
     return 0
+
+
+def inference_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those given."""
+    return {key: value for key, value in vars(arguments).items() if key in INFERENCE}
 
 
 @telling_errors
@@ -258,6 +274,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
     from .prediction import predict_run
 
     changes = {"device": arguments.device} if arguments.device else {}
+    changes |= inference_options(arguments)
     try:
         written = predict_run(
             arguments.folder,
@@ -353,8 +370,9 @@ def _refuse_without_effect(config: Configuration, given: dict[str, Any]) -> None
 
 
 def _preset_for(given: dict[str, Any]) -> str:
-    """Without ``--preset``: the demo on phantoms, the paper's 10 % setting on a data folder."""
-    return "demo" if given.get("data", "phantom") == "phantom" else "acdc-10"
+    """Without ``--preset``: the demos on phantoms, the paper's 10 % setting on a data folder."""
+    of_phantoms = {"phantom": "demo", "phantom-atrium": "demo-3d"}
+    return of_phantoms.get(given.get("data", "phantom"), "acdc-10")
 
 
 def agreed_folder(arguments: argparse.Namespace) -> Path:

@@ -26,6 +26,7 @@ FORMAT = 2  # of the configuration file and of checkpoints; 1 was one flat datac
 
 StageName: TypeAlias = Literal["pretrain", "finetune", "supervised", "mean_teacher"]
 
+PHANTOMS = ("phantom", "phantom-atrium")  # data that is drawn and not read
 Number = TypeVar("Number", int, float)
 
 _MILLION = 1_000_000
@@ -49,7 +50,10 @@ def _setting(
 class DataConfiguration:
     """Where the images are and how they become batches."""
 
-    data: str = _setting("phantom", "a folder of images, or 'phantom' to need none")
+    data: str = _setting(
+        "phantom",
+        "a folder of images; or, to need none, 'phantom' (hearts) or 'phantom-atrium' (volumes)",
+    )
     allow_missing: bool = _setting(
         False, "train without the patients of the lists that are not on disk"
     )
@@ -63,11 +67,11 @@ class DataConfiguration:
         7, "patients of the training list whose labels are used", least=1, most=_MILLION
     )
     phantom_patients: int = _setting(
-        24, "patients to generate when data is 'phantom'", least=4, most=10_000
+        24, "patients to generate when data is one of the phantoms", least=4, most=10_000
     )
-    patch_size: tuple[int, ...] = _setting(
+    patch_size: tuple[int, ...] | None = _setting(
         (256,),
-        "pixels a side of what the networks see; one number serves all axes",
+        "pixels a side of what the networks see; one number serves all axes (preset volumes: by a rule from the data)",
         least=8,
         most=4096,
     )
@@ -87,6 +91,19 @@ class DataConfiguration:
         "pixels between sliding windows where fit is crop (default: half the patch)",
         least=1,
         most=4096,
+    )
+    blend: Literal["gaussian", "constant"] = _setting(
+        "gaussian",
+        "how sliding windows are summed: weighted towards their middle, or alike (as published for LA)",
+    )
+    largest_component: bool = _setting(
+        False, "keep the largest connected component of every predicted class and drop the others"
+    )
+    foreground_share: float = _setting(
+        0.0,
+        "part of the crops of labelled images that are drawn around a voxel of a random class but the background",
+        least=0,
+        most=1,
     )
     interpolation: Literal["nearest", "linear"] = _setting(
         "nearest", "how images are resized and rotated"
@@ -499,20 +516,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             groups[option.section] = parser.add_argument_group(
                 f"{option.section} (defaults: those of the preset)"
             )
-        groups[option.section].add_argument(option.name, dest=option.key, **_argument(option))
+        groups[option.section].add_argument(option.name, dest=option.key, **argument(option))
 
 
-def _argument(option: Option) -> dict[str, Any]:
+def argument(option: Option) -> dict[str, Any]:
+    """What argparse must know of it; nothing is set where it is not given."""
     kind, _ = _without_none(option.kind)
-    argument: dict[str, Any] = {"default": argparse.SUPPRESS, "help": option.help}
+    wanted: dict[str, Any] = {"default": argparse.SUPPRESS, "help": option.help}
     if kind is bool:
-        return {**argument, "action": argparse.BooleanOptionalAction}
+        return {**wanted, "action": argparse.BooleanOptionalAction}
     if get_origin(kind) is Literal:
-        return {**argument, "choices": get_args(kind)}
+        return {**wanted, "choices": get_args(kind)}
     if get_origin(kind) is tuple:
         entry = get_args(kind)[0]
-        return {**argument, "type": entry, "nargs": "+", "metavar": "NAME" if entry is str else "N"}
-    return {**argument, "type": kind, "metavar": kind.__name__.upper()}
+        return {**wanted, "type": entry, "nargs": "+", "metavar": "NAME" if entry is str else "N"}
+    return {**wanted, "type": kind, "metavar": kind.__name__.upper()}
 
 
 def given_options(namespace: argparse.Namespace) -> dict[str, Any]:
@@ -521,12 +539,14 @@ def given_options(namespace: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(namespace).items() if name in keys}
 
 
-def per_axis(option: str, values: tuple[Number, ...], dims: int) -> tuple[Number, ...]:
+def per_axis(option: str, values: tuple[Number, ...] | None, dims: int) -> tuple[Number, ...]:
     """`values`, one for each of `dims` axes; a single one serves all of them.
 
     Raises:
         TrainerError: naming `option`, when there are neither one nor `dims`.
     """
+    if values is None:
+        raise TrainerError(f"{option}: none was given, and the data says none")
     if len(values) == 1:
         return values * dims
     _require(option, values, len(values) == dims, f"one number, or one for each of {dims} axes")
@@ -540,6 +560,6 @@ def absolute_paths(config: Configuration) -> Configuration:
         {
             key: os.path.abspath(os.path.expanduser(path))
             for key, path in paths.items()
-            if path is not None and path != "phantom"
+            if path is not None and path not in PHANTOMS
         }
     )

@@ -12,10 +12,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from scipy import ndimage
 
 from .data.task import Task
 from .evaluation import CaseResult
 from .files import replace_file
+from .surfaces import render
 
 LOSSES = {  # colour and name
     "supervised": ("#444444", "supervised"),
@@ -128,6 +130,59 @@ def grey_limits(image: np.ndarray) -> tuple[float, float]:
 
 
 def case_figure(result: CaseResult, task: Task, path: Path) -> None:
+    """A case of a 2D task in slices, of a 3D task in planes and as a surface."""
+    (slices_figure if task.spatial_dims == 2 else volume_figure)(result, task, path)
+
+
+def volume_figure(result: CaseResult, task: Task, path: Path) -> None:
+    """Rows: the three planes through the middle of what is labelled, and the surface. Columns: image, truth, prediction."""
+    image, prediction = result.volume.image[0], result.prediction
+    truth = np.zeros_like(prediction) if result.volume.label is None else result.volume.label
+    spacing = result.volume.spacing or (1.0, 1.0, 1.0)
+    both, limits = truth if truth.any() else prediction, grey_limits(image)
+    middle = [int(np.median(np.flatnonzero(both.any(_others(axis))))) if both.any() else n // 2
+              for axis, n in enumerate(both.shape)]  # fmt: skip
+    sides = np.multiply(both.shape, spacing)
+    heights = [*(sides[_others(axis)[1]] / sides[_others(axis)[0]] for axis in (2, 1, 0)), 0.8]
+    figure = new_figure(6.4, min(2.1 * sum(heights) + 0.9, 12.0))
+    grid = figure.subplots(4, 3, squeeze=False, height_ratios=heights)
+    for row, (axis, name) in zip(
+        grid, ((2, "axial"), (1, "coronal"), (0, "sagittal")), strict=False
+    ):
+        across, up = _others(axis)
+        for axes, overlay in zip(row, (None, truth, prediction), strict=True):
+            planes = [
+                None if array is None else array.take(middle[axis], axis).T[::-1]
+                for array in (image, overlay)
+            ]
+            assert planes[0] is not None
+            show(axes, planes[0], planes[1], limits, task)
+            axes.set_aspect(spacing[up] / spacing[across])
+        row[0].set_ylabel(f"{name}, {middle[axis] + 1} of {image.shape[axis]}", fontsize=9)
+    box = next(iter(ndimage.find_objects(((truth > 0) | (prediction > 0)).astype(np.uint8))), None)
+    for axes, label in zip(grid[3], (None, truth, prediction), strict=True):
+        axes.axis("off")
+        if label is not None:
+            axes.imshow(render(label, task.colours, spacing, box=box))
+    for axes, title in zip(grid[0], ("image", "truth", "prediction"), strict=True):
+        axes.set_title(title, fontsize=10)
+    figure.suptitle(_title(result), fontsize=10)
+    add_legend(figure, task)
+    save_figure(figure, path)
+
+
+def _others(axis: int) -> tuple[int, int]:
+    """The two axes of a volume beside one."""
+    a, b = (other for other in range(3) if other != axis)
+    return a, b
+
+
+def _title(result: CaseResult) -> str:
+    dice = ", ".join(f"{name} {100 * one.dice:.1f}" for name, one in result.scores.items())
+    return plain(f"{result.case.name}   Dice %: {dice}")
+
+
+def slices_figure(result: CaseResult, task: Task, path: Path) -> None:
     """Rows: three slices through what is labelled. Columns: the image, the truth, the prediction."""
     shown = Shown.of(result, task)
     slices, crop, limits = (
@@ -144,8 +199,7 @@ def case_figure(result: CaseResult, task: Task, path: Path) -> None:
         row[0].set_ylabel(f"slice {number + 1} of {len(shown.image)}", fontsize=9)
     for axes, title in zip(grid[0], ("image", "truth", "prediction"), strict=True):
         axes.set_title(title, fontsize=10)
-    dice = ", ".join(f"{name} {100 * one.dice:.1f}" for name, one in result.scores.items())
-    figure.suptitle(plain(f"{result.case.name}   Dice %: {dice}"), fontsize=10)
+    figure.suptitle(_title(result), fontsize=10)
     add_legend(figure, task)
     save_figure(figure, path)
 

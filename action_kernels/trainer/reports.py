@@ -64,7 +64,7 @@ def report_cases(
 
 def _lines(summary: Summary, task: Task, facts: dict[str, Any], folder: Path) -> list[str]:
     lines = [
-        f"\n{facts['list']} list, {len(summary['cases'])} cases, {facts['network']}\n",
+        f"\n{facts['list']} list, {len(summary['cases'])} cases, {facts['network']}\n{facts['inference']}\n",
         table(summary, task.unit) + "\n",
     ]
     lines += [f"failure: {f['case']} {f['class']}: {f['failure']}" for f in summary["failures"]]

@@ -47,10 +47,11 @@ from .errors import TrainerError
 from .evaluation import CaseResult, Summary, evaluate_cases, evaluating, summarise
 from .figures import in_slices, panel, shown_slices, training_figure
 from .files import remove_temporaries, write_json
-from .inference import Predictor, make_predictor
+from .inference import Predictor, make_predictor, quick_predictor
 from .locking import locked
 from .loop import Loop
 from .metrics import Scores
+from .patch import chosen_patch
 from .records import Record, UnwrittenRecord
 from .reports import FOLDERS as REPORT_FOLDERS
 from .reports import report_cases, versions
@@ -74,6 +75,7 @@ class Run:
     device: torch.device
     dataset: Dataset
     predictor: Predictor
+    validator: Predictor
     world: World = ALONE
 
     def setup(self, name: StageName) -> Setup:
@@ -164,10 +166,12 @@ def prepare(config: Configuration, folder: Path) -> Run:
     if data.spacing is not None:
         dims = dataset.task.spatial_dims
         dataset = dataset.at_spacing(per_axis("--spacing", data.spacing, dims))
+    config = chosen_patch(config, dataset.task, dataset.shape)
     if all((folder / name).is_file() for name in (CONFIGURATION_FILE, PLAN_FILE)):
         dataset = dataset.for_network_of(load_plan(folder))
     world.any(False)  # until all have read what the folder holds before
-    return Run(config, folder, device, dataset, make_predictor(config, dataset.task, device), world)
+    predictors = [make(config, dataset.task, device) for make in (make_predictor, quick_predictor)]
+    return Run(config, folder, device, dataset, predictors[0], predictors[1], world)
 
 
 def check_shares(config: Configuration, world: World) -> None:
@@ -413,7 +417,7 @@ def validate(run: Run, stage: Stage, record: Record, iteration: int) -> Summary:
     task, network = run.dataset.task, stage.modules["network"]
     scores: dict[str, dict[str, Scores]] = {}
     for result in evaluate_cases(
-        network, run.predictor, run.part("val"), task, run.dataset.spacing, run.world
+        network, run.validator, run.part("val"), task, run.dataset.spacing, run.world
     ):
         if not scores:
             record.add_panel(iteration, result.case.name, panel_of(run, stage, result))
@@ -430,7 +434,7 @@ def panel_of(run: Run, stage: Stage, result: CaseResult) -> np.ndarray:
     if stage.teacher is not None:
         with evaluating(stage.teacher):
             labels["pseudo-label"] = segment_at(
-                volume, run.dataset.spacing, partial(run.predictor, stage.teacher)
+                volume, run.dataset.spacing, partial(run.validator, stage.teacher)
             )
     slices = {title: in_slices(label, task) for title, label in labels.items()}
     number = shown_slices(next(iter(slices.values())))[1]
@@ -497,6 +501,7 @@ def about(run: Run, name: StageName, kind: Kind, part: str, iteration: int) -> d
         "iteration": iteration,
         "max_iterations": config.iterations(name),
         "network": f"student of {name}, {chosen} checkpoint (step {iteration})",
+        "inference": run.predictor.name,
         "paper_distances": "voxels",
         "distances": run.dataset.task.unit,
         "device": str(run.device),

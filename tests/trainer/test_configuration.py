@@ -14,7 +14,9 @@ from action_kernels.trainer.configuration import (
     options,
     per_axis,
 )
+from action_kernels.trainer.data.task import LA
 from action_kernels.trainer.errors import TrainerError
+from action_kernels.trainer.patch import VOXELS, chosen_patch, patch_by_rule
 from action_kernels.trainer.presets import PRESETS, preset
 
 NUMBERS = [
@@ -75,6 +77,33 @@ def test_the_papers_settings_on_la(name, labelled):
     assert (pretrain.window, pretrain.pooled, pretrain.global_dim) == ((20,), 4, 128)
     assert (pretrain.temperature_low, pretrain.teacher_temperature_low) == (0.1, 0.6)
     assert config.run.final_list == "val"  # the test list is read when asked for
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride", "patch"),
+    [
+        ((190.5, 142, 88), 16, (128, 112, 64)),
+        ((64, 64, 48), 16, (64, 64, 48)),
+        ((50, 50, 7), 8, (48, 48, 8)),
+        ((1000, 3, 3), 16, (992, 16, 16)),
+        ((512, 512, 20), 16, (240, 256, 16)),
+    ],
+)
+def test_patches_by_the_rule(shape, stride, patch):
+    """Proportions of the image, multiples of the stride, no more voxels than the published crops."""
+    found = patch_by_rule(shape, stride, VOXELS[3])
+    assert all(length % stride == 0 for length in found)
+    assert math.prod(found) <= VOXELS[3]
+    assert found == patch
+
+
+def test_a_patch_is_chosen_where_none_is_given():
+    config = preset("volumes")
+    assert config.data.patch_size is None
+    assert chosen_patch(config, LA, (95.0, 71.0, 44.0)).data.patch_size == (96, 64, 48)
+    assert chosen_patch(preset("la-5"), LA, None).data.patch_size == (112, 112, 80)
+    with pytest.raises(TrainerError, match="--patch-size: none was given, and LA has no rule"):
+        chosen_patch(config, LA, None)
 
 
 def test_a_spacing_is_numbers_above_zero():

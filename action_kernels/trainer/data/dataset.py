@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ..configuration import PHANTOMS
 from ..errors import TrainerError
 from .acdc import RULES as ACDC_RULES
 from .acdc import AcdcH5, AcdcNifti
+from .atrium import atrium_cases
 from .cache import cached
 from .copies import copied_images, judge_copies
+from .la import RULES as LA_RULES
 from .la import LaH5, LaNifti, LaNrrd
 from .layout import Findings, Layout, Options
 from .listing import FOREIGN_SUFFIXES, Listing, list_folder
@@ -20,7 +23,7 @@ from .phantom import phantom_cases
 from .problems import DataError, some
 from .reading import Rules
 from .splits import Split, split_patients, unlisted
-from .task import PHANTOM, PHANTOM_3D, Task
+from .task import PHANTOM, PHANTOM_3D, PHANTOM_ATRIUM, Task
 from .volume import Case
 
 # The first tier with a layout that fits decides; two that fit in one tier are an ambiguity to be told.
@@ -81,12 +84,14 @@ class Dataset:
         cases: all cases, sorted by name; validation and test cases stay in memory once read, where there is enough.
         split: who is labelled, who validates, who tests.
         notes: what a user should be told before training starts.
+        shape: the median one of the images on the axes of a volume, at the plan's spacing, where it was looked at.
     """
 
     plan: Plan
     cases: tuple[Case, ...]
     split: Split
     notes: tuple[str, ...] = ()
+    shape: tuple[float, float, float] | None = None
 
     @property
     def task(self) -> Task:
@@ -126,7 +131,14 @@ class Dataset:
         if spacing is None:
             return self
         a, b, c = (0.0, *spacing) if self.task.spatial_dims == 2 else spacing
-        return replace(self, plan=replace(self.plan, spacing=(a, b, c)))
+        shape = self.shape
+        if shape is not None and self.spacing is not None:
+            x, y, z = (
+                n * have / wanted if have and wanted else n
+                for n, have, wanted in zip(shape, self.spacing, (a, b, c), strict=True)
+            )
+            shape = x, y, z
+        return replace(self, plan=replace(self.plan, spacing=(a, b, c)), shape=shape)
 
     def part(self, name: str) -> list[Case]:
         """The cases of 'labelled', 'unlabelled', 'val' or 'test'."""
@@ -144,17 +156,17 @@ def open_dataset(
     """Find the cases of a folder, or draw phantoms, and split them.
 
     Args:
-        data: a folder in one of the known layouts, or ``"phantom"``.
+        data: a folder in one of the known layouts, ``"phantom"`` or ``"phantom-atrium"``.
         labelled_patients: how many of the training patients' labels are used.
-        phantom_patients: how many to draw when `data` is ``"phantom"``; `seed` is theirs alone.
+        phantom_patients: how many to draw when `data` is one of the phantoms; `seed` is theirs alone.
         options: what the layout does not say; phantoms are volumes when its `spatial_dims` is 3.
 
     Raises:
         TrainerError: in a sentence that names the file or the option, and what to do.
     """
     options = options or Options()
-    if data == "phantom":
-        findings, root = _phantoms(phantom_patients, seed, options), None
+    if data in PHANTOMS:
+        findings, root = _phantoms(data, phantom_patients, seed, options), None
     else:
         listing = list_folder(data)
         findings, root = find_cases(listing, options), listing.root
@@ -170,10 +182,13 @@ def open_dataset(
         _held_out_in_memory(findings.cases, split),
         split,
         (*notes_on(findings, split), *notes),
+        findings.shape,
     )
 
 
-def _phantoms(patients: int, seed: int, options: Options) -> Findings:
+def _phantoms(data: str, patients: int, seed: int, options: Options) -> Findings:
+    if data == "phantom-atrium":
+        return Findings(PHANTOM_ATRIUM, LA_RULES, atrium_cases(patients, seed))
     dims = options.spatial_dims or 2
     cases = phantom_cases(patients, seed, dims)
     if dims == 2:

@@ -164,8 +164,18 @@ def target_spacing(
     """The median spacing along the axes of a volume, where it is known; 0, as it is, across the slices of a 2D task."""
     if not geometry.known:
         return None
-    order = [0, 1, 2]
-    if task.spatial_dims == 2:
-        order = [rules.slice_axis, *(a for a in (2, 1, 0) if a != rules.slice_axis)]
-    a, b, c = (geometry.spacing[axis] for axis in order)
+    a, b, c = (geometry.spacing[axis] for axis in _order(task, rules))
     return (0.0 if task.spatial_dims == 2 else a), b, c
+
+
+def median_shape(geometry: Geometry, task: Task, rules: Rules) -> tuple[float, float, float]:
+    """The median shape along the axes of a volume."""
+    a, b, c = (geometry.shape[axis] for axis in _order(task, rules))
+    return a, b, c
+
+
+def _order(task: Task, rules: Rules) -> list[int]:
+    """The canonical axes as the volume has them."""
+    if task.spatial_dims == 3:
+        return [0, 1, 2]
+    return [rules.slice_axis, *(a for a in (2, 1, 0) if a != rules.slice_axis)]

@@ -20,7 +20,7 @@ class Findings:
     """What a layout found: the cases, what is wrong with the files that should have been cases, what to know.
 
     `published` names a split that ships with the package, ``"acdc"`` or ``"la"``; `test` are patients that the layout
-    itself sets aside; `slices` are the numbers of a case's slices where each has a file; `spacing` is that to which
+    itself sets aside; `shape` is the median one of the images on the axes of a volume, where it was looked at; `slices` are the numbers of a case's slices where each has a file; `spacing` is that to which
     images are to be resampled, along the axes of a volume, 0 where they are not; `unused` are files that belong to the
     layout but are not read.
     """
@@ -34,6 +34,7 @@ class Findings:
     test: tuple[str, ...] = ()
     slices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     spacing: tuple[float, float, float] | None = None
+    shape: tuple[float, float, float] | None = None
     unused: tuple[Path, ...] = ()
 
 

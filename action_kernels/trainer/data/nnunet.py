@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import read_image
-from .generic import described_classes, measure, target_spacing
+from .generic import described_classes, measure, median_shape, target_spacing
 from .layout import Findings, Options, make_case, one_file_each
 from .listing import IMAGE_SUFFIXES, Listing, image_stem
 from .problems import DataError, Problems, read_json, some
@@ -111,6 +111,7 @@ class NnUnet:
             tuple(notes),
             test=tuple(dict.fromkeys(case.patient for case in held_out)),
             spacing=target_spacing(geometry, task, rules),
+            shape=median_shape(geometry, task, rules),
             unused=tuple(path for name in without for path in testing[name]),
         )
 

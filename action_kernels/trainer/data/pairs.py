@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .files import read_image
-from .generic import described_classes, found_classes, measure, target_spacing
+from .generic import described_classes, found_classes, measure, median_shape, target_spacing
 from .layout import Findings, Options, make_case
 from .listing import Listing, image_stem
 from .nnunet import DESCRIPTION
@@ -105,6 +105,7 @@ class Pairs:
             tuple(cases),
             tuple(problems.sentences),
             spacing=target_spacing(geometry, task, rules),
+            shape=median_shape(geometry, task, rules),
         )
 
 

@@ -113,7 +113,7 @@ class TrainingImages(Dataset[Item]):
         rng = np.random.default_rng([self.seed, _AUGMENTATION_STREAM, request.draw])
         target = np.zeros(image.shape[1:], np.uint8) if label is None else label
         if self.config.fit == "crop":
-            image, target = crop(image, target, self.patch, rng)
+            image, target = crop(image, target, self.patch, rng, self.config.foreground_share)
         image, target = self._turned(image, target, rng)
         image = resize(image, self.patch, self.config.interpolation)
         if label is None:

@@ -112,3 +112,4 @@ PHANTOM = Task(
 )
 
 PHANTOM_3D = replace(PHANTOM, spatial_dims=3)
+PHANTOM_ATRIUM = replace(LA, name="phantom atrium", note="")

@@ -40,17 +40,41 @@ def resize(image: np.ndarray, size: Sequence[int], interpolation: str = "nearest
 
 
 def crop(
-    image: np.ndarray, label: np.ndarray, size: Sequence[int], rng: np.random.Generator
+    image: np.ndarray,
+    label: np.ndarray,
+    size: Sequence[int],
+    rng: np.random.Generator,
+    foreground_share: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A random box of `size`; smaller images are padded with their minimum and background, equally on both sides."""
+    """A random box of `size`; smaller images are padded with their minimum and background, equally on both sides.
+
+    With the probability `foreground_share` the box holds a random voxel of one of the label's classes but the
+    background, each class as likely as the others, where there are any.
+    """
     image, label = padded(image, size), padded(label, size, 0)
-    starts = [
-        int(rng.integers(length - wanted + 1))
-        for length, wanted in zip(label.shape, size, strict=True)
-    ]
+    classes = np.unique(label[label > 0]) if rng.random() < foreground_share else np.empty(0)
+    if len(classes):
+        voxels = np.flatnonzero(label == rng.choice(classes))
+        point = np.unravel_index(rng.choice(voxels), label.shape)
+        starts = box_around([int(p) for p in point], label.shape, size, rng)
+    else:
+        starts = tuple(
+            int(rng.integers(length - wanted + 1))
+            for length, wanted in zip(label.shape, size, strict=True)
+        )
     box = tuple(slice(start, start + wanted) for start, wanted in zip(starts, size, strict=True))
     everywhere = (slice(None), *box)
     return image[everywhere], label[box]
+
+
+def box_around(
+    point: Sequence[int], shape: Sequence[int], size: Sequence[int], rng: np.random.Generator
+) -> tuple[int, ...]:
+    """Where a random box of `size` in `shape` (no smaller) begins that holds `point`."""
+    return tuple(
+        int(rng.integers(max(p - wanted + 1, 0), min(p, length - wanted) + 1))
+        for p, length, wanted in zip(point, shape, size, strict=True)
+    )
 
 
 def padded(array: np.ndarray, size: Sequence[int], value: float | None = None) -> np.ndarray:

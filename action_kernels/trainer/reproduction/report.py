@@ -79,7 +79,7 @@ class Report:
         runs = [run for result in self.of(setting) for run in result.entry.runs.values()]
         config = runs[0].config
         steps = {run.config.stages[-1]: run.steps for run in distinct(runs)}
-        patch = " × ".join(map(str, config.data.patch_size))
+        patch = " × ".join(map(str, config.data.patch_size or ()))
         return (
             f"{', '.join(f'{stage} {count} steps' for stage, count in steps.items())}; patch {patch}; "
             f"widths {', '.join(map(str, config.network.widths))}; "

@@ -62,7 +62,7 @@ class Scale:
         return max(round(VALIDATIONS * self.factor**0.25), 2)
 
     def _shorter(self, config: Configuration) -> dict[str, Any]:
-        patch = config.data.patch_size
+        patch = config.data.patch_size or ()
         smaller = tuple(self._side(length) for length in patch)
         pixels = math.prod(a / b for a, b in zip(smaller, patch, strict=True))
         if len(patch) == 1:  # one number for every axis of two

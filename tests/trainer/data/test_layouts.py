@@ -564,3 +564,26 @@ def test_what_the_layout_says_is_not_overruled_in_silence(tmp_path, layout, opti
         return
     with pytest.raises(TrainerError, match=says):
         opened(data, **options)
+
+
+def test_volumes_of_a_users_own_get_spacing_and_patch_from_the_data(tmp_path):
+    """The median spacing, or the one asked for; the patch by the rule follows it."""
+    from action_kernels.trainer.presets import preset
+    from action_kernels.trainer.run import prepare
+
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        folder = tmp_path / f"case{number}"
+        folder.mkdir()
+        label = np.zeros((40, 36, 24), np.uint8)
+        label[10:20, 10:20, 8:16] = 1
+        image = rng.normal(size=label.shape).astype(np.float32) + label
+        for name, array in (("image", image), ("label", label)):
+            nibabel.save(nibabel.Nifti1Image(array, np.diag([1.0, 1.0, 2.0, 1.0])), folder / f"{name}.nii.gz")  # fmt: skip
+    given = {"data": str(tmp_path), "labelled_patients": 1, "widths": (4, 8), "spatial_dims": 3, "device": "cpu"}  # fmt: skip
+    run = prepare(preset("volumes", **given), tmp_path / "run")
+    assert run.dataset.spacing == (1, 1, 2)
+    assert run.config.data.patch_size == (40, 36, 24)
+    run = prepare(preset("volumes", spacing=2.0, **given), tmp_path / "run")
+    assert run.dataset.spacing == (2, 2, 2)
+    assert run.config.data.patch_size == (20, 18, 24)

@@ -76,6 +76,23 @@ def test_crops_keep_image_and_label_together():
     assert len(seen) == 4  # every place along the first axis
 
 
+def test_crops_around_the_foreground():
+    """A rare class is in every box when asked for, and its place in the box is random."""
+    label = np.zeros((20, 20, 20), np.uint8)
+    label[:3, :3, :3], label[17, 16, 5] = 1, 2  # at the border, and a single voxel
+    image, seen = label[None].astype(np.float32), set()
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        part, same = crop(image, label, (6, 6, 24), rng, 1.0)
+        np.testing.assert_array_equal(part[0], same)
+        assert same.any()
+        seen |= {(2, *map(int, p)) for p in np.argwhere(same == 2)} | set(np.unique(same).tolist())
+    assert {1, 2} <= seen
+    assert len([place for place in seen if isinstance(place, tuple)]) > 5
+    assert any(not crop(image, label, (6, 6, 6), rng)[1].any() for _ in range(20))
+    assert crop(image * 0, label * 0, (6, 6, 6), rng, 1.0)[1].shape == (6, 6, 6)
+
+
 def test_padding_is_the_minimum_on_both_sides():
     array = padded(np.full((1, 2, 3), 5.0) + np.arange(3), (5, 3))
     assert array.shape == (1, 5, 3)
