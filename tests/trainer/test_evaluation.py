@@ -21,7 +21,7 @@ from action_kernels.trainer.metrics import Scores
 from action_kernels.trainer.reports import report_cases
 
 CPU = torch.device("cpu")
-FACTS = {"list": "test", "network": "student"}
+FACTS = {"inference": "as it is", "list": "test", "network": "student"}
 
 
 def test_summary_means_and_names_failures():
