@@ -1,7 +1,7 @@
 """Times and memory on one GPU, after a look at correctness: JSON and a picture, in under 8 minutes.
 
-    python -m bench.gpu [--save]            on a machine with a CUDA GPU
-    python -m bench.gpu --dry-run           the whole script on tiny sizes in Triton's interpreter
+    python bench/gpu.py [--save]            on a machine with a CUDA GPU
+    python bench/gpu.py --dry-run           the whole script on tiny sizes in Triton's interpreter
 
 For each size the batch form ``lse_i = log Σ_{j≠i} exp(a_i·a_j / τ)`` of unit rows in bfloat16 is compared
 with float64 on the inputs that are then timed; where it fails nothing is timed. Times are medians over
@@ -28,13 +28,13 @@ from typing import Any, TypeVar
 if __name__ == "__main__" and "--dry-run" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
 
+import outputs
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 import action_kernels
 from action_kernels.ops import pairwise_lse, registry, sample_pixels, sampled_features
-from bench import outputs
 
 MIB = 1 << 20
 SCALE = 10.0  # τ = 0.1
