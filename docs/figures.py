@@ -1,10 +1,10 @@
 """Every picture of the README and the site, into docs/images.
 
-    python docs/figures.py [--demo runs/demo] [NAME ...]
+    python docs/figures.py [--demo runs/demo] [--acdc runs/acdc/test] [NAME ...]
 
 Drawn: tiles, sampled-head, algebra, fixed-shift. From the tracked results: pairwise-cpu. From the notebook, which is run
 for them (a minute): embeddings, nearest-centre, saacl-curve. From a run of `action-kernels train --preset demo`, if
-given: predictions, training. Names choose some of them.
+given: predictions, training. From an evaluation of ACDC, if given: acdc. Names choose some of them.
 """
 
 from __future__ import annotations
@@ -185,7 +185,11 @@ DRAWN: dict[str, Callable[[Path], None]] = {
     "fixed-shift": fixed_shift,
     "pairwise-cpu": pairwise_cpu,
 }
-DEMO = ("predictions", "training")
+OF_RUNS = {  # the option that names the run, and the picture in it
+    "predictions": ("demo", "predictions"),
+    "training": ("demo", "training"),
+    "acdc": ("acdc", "predictions"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -194,22 +198,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
     parser.add_argument("--demo", type=Path, help="a run of the demo, for its pictures")
+    parser.add_argument("--acdc", type=Path, help="an evaluated list of ACDC, for its picture")
     parser.add_argument("--output", type=Path, default=IMAGES, help=f"default: {IMAGES}")
     options = parser.parse_args(arguments)
-    known = [*DRAWN, *NOTEBOOK, *DEMO]
+    known = [*DRAWN, *NOTEBOOK, *OF_RUNS]
     if wrong := set(options.names) - set(known):
         parser.error(f"no picture {', '.join(sorted(wrong))}; there are {', '.join(known)}")
-    names = options.names or [n for n in known if n not in DEMO or options.demo]
+    given = {name: getattr(options, option) for name, (option, _) in OF_RUNS.items()}
+    names = options.names or [n for n in known if n not in OF_RUNS or given[n]]
     options.output.mkdir(parents=True, exist_ok=True)
     for name in names:
         if name in DRAWN:
             DRAWN[name](options.output / f"{name}.png")
-        elif name in DEMO:
-            if options.demo is None:
-                parser.error(f"{name} needs --demo RUN")
-            found = sorted(options.demo.rglob(f"{name}.png"), key=lambda path: path.stat().st_mtime)
+        elif name in OF_RUNS:
+            option, picture = OF_RUNS[name]
+            if given[name] is None:
+                parser.error(f"{name} needs --{option} RUN")
+            found = sorted(
+                given[name].rglob(f"{picture}.png"), key=lambda path: path.stat().st_mtime
+            )
             if not found:
-                parser.error(f"--demo {options.demo}: there is no {name}.png in it")
+                parser.error(f"--{option} {given[name]}: there is no {picture}.png in it")
             shutil.copyfile(found[-1], options.output / f"{name}.png")
     if chosen := [name for name in names if name in NOTEBOOK]:
         of_the_notebook(options.output, chosen)
