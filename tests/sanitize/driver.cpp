@@ -454,7 +454,7 @@ void check_gathering(int threads, std::mt19937& random, const std::string& where
 
 void check_all(const std::string& isa) {
   std::mt19937 random(1);
-  const bool bfloat16 = isa.find("bf16") != std::string::npos;
+  const bool bfloat16 = isa.find("bf16") != std::string::npos || isa.find("amx") != std::string::npos;
   const int64_t shapes[][3] = {
       {0, 3, 4},      {1, 1, 1},     {2, 5, 3},      // nothing, one, ragged
       {24, 23, 16},   {25, 49, 17},                  // a panel of keys, one more
