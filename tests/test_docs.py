@@ -73,7 +73,7 @@ def test_pictures_are_drawn(tmp_path):
     figures.main(["--output", str(tmp_path), *figures.DRAWN])
     assert {path.stem for path in tmp_path.glob("*.png")} == set(figures.DRAWN)
     assert all(path.stat().st_size > 10_000 for path in tmp_path.glob("*.png"))
-    known = {*figures.DRAWN, *figures.NOTEBOOK, *figures.DEMO}
+    known = {*figures.DRAWN, *figures.NOTEBOOK, *figures.OF_RUNS}
     assert {
         path.stem for path in figures.IMAGES.glob("*.png")
     } <= known  # one command makes them all
