@@ -1,6 +1,6 @@
 """The contrastive part of a fine-tuning step of a V-Net, 1 labelled + 1 unlabelled crop of 112 × 112 × 80.
 
-    python bench/bench_trainer_step_3d.py --output bench/results/trainer_step_3d.json
+    python bench/bench_trainer_step_3d.py [--save]
 
 Three steps in turns in one process: with SAACL and AnCo; without them; without them, but with the same passes of the
 networks (SAACL's keys are the teacher's of the labelled crop too). Reported are clock and processor seconds; the ratios are of
@@ -13,9 +13,9 @@ import argparse
 import json
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
+import outputs
 import torch
 from machine import describe
 
@@ -89,7 +89,7 @@ def main() -> None:
     )
     parser.add_argument("--size", type=int, nargs=3, default=(112, 112, 80))
     parser.add_argument("--repeats", type=int, default=3, help="timed steps (default: 3)")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    outputs.add_save(parser)
     options = parser.parse_args()
     steps = measure(tuple(options.size), options.repeats)
     whole = steps["contrastive"]
@@ -110,9 +110,9 @@ def main() -> None:
         "steps": steps,
         "contrastive_part_over_the_rest": shares,
     }
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
+    output = outputs.results(options.save) / "trainer_step_3d.json"
+    output.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"written: {output}")
 
 
 if __name__ == "__main__":
