@@ -10,7 +10,6 @@ after one warm-up step are reported; on a busy machine the fastest says more, an
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import resource
 import statistics
@@ -21,17 +20,18 @@ from typing import Any
 import outputs
 import torch
 from machine import describe
+from same_passes import WITHOUT, make_stage
 
 from action_kernels.trainer.data.sampling import Batch
 from action_kernels.trainer.data.task import ACDC
 from action_kernels.trainer.presets import preset
 from action_kernels.trainer.run import resolved
-from action_kernels.trainer.stages import Finetune, Setup
+from action_kernels.trainer.stages import Setup
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "no_contrastive": {"saacl_weight": 0.0, "anco_weight": 0.0},
+    "no_contrastive": WITHOUT,
     # the same passes of the networks as with the losses: SAACL's keys are the teacher's, of the labelled images too
-    "no_contrastive_same_passes": {"saacl_weight": 0.0, "anco_weight": 0.0},
+    "no_contrastive_same_passes": WITHOUT,
     "contrastive_sampled_head": {},
     "contrastive_dense_head": {"head": "dense"},
 }
@@ -47,22 +47,11 @@ def hearts(count: int, size: int) -> torch.Tensor:
     return heart.repeat(count, 1, 1)
 
 
-class SamePasses(Finetune):
-    """A step without contrastive losses, whose teacher sees the labelled images all the same."""
-
-    @torch.no_grad()
-    def teacher_view(self, batch: Batch) -> Any:
-        with self.setup.autocast:
-            self.teacher(batch.images)
-        return super().teacher_view(batch)
-
-
 def take_steps(name: str, size: int, messages: Connection) -> None:
     """Answer every message but None with the seconds of a step, by the clock and of CPU; None with the peak memory."""
     config = resolved(preset("acdc-10", device="cpu", **VARIANTS[name]))
-    torch.manual_seed(0)
-    kind = SamePasses if name.endswith("same_passes") else Finetune
-    stage = kind(Setup(config, ACDC, (size, size), torch.device("cpu"), "finetune"))
+    setup = Setup(config, ACDC, (size, size), torch.device("cpu"), "finetune")
+    stage = make_stage(name, setup)
     generator = torch.Generator().manual_seed(0)
     labelled, unlabelled = config.data.labelled_batch, config.data.unlabelled_batch
     images = torch.randn(labelled + unlabelled, 1, size, size, generator=generator)
@@ -150,9 +139,7 @@ def main() -> None:
         "steps": steps,
         "ratios": found_ratios,
     }
-    output = outputs.results(options.save) / "trainer_step.json"
-    output.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"written: {output}")
+    outputs.write(report, "trainer_step", options.save)
 
 
 if __name__ == "__main__":

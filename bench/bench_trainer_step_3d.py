@@ -10,7 +10,6 @@ processor seconds, which other programs on the machine change less.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from typing import Any
@@ -18,14 +17,14 @@ from typing import Any
 import outputs
 import torch
 from machine import describe
+from same_passes import WITHOUT, make_stage
 
 from action_kernels.trainer.data.sampling import Batch
 from action_kernels.trainer.data.task import LA
 from action_kernels.trainer.presets import preset
 from action_kernels.trainer.run import resolved
-from action_kernels.trainer.stages import Finetune, Setup
+from action_kernels.trainer.stages import Setup
 
-WITHOUT = {"saacl_weight": 0.0, "anco_weight": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "contrastive": {},
     "no_contrastive": WITHOUT,
@@ -33,25 +32,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-class SamePasses(Finetune):
-    """A step without contrastive losses, whose teacher sees the labelled crop all the same."""
-
-    @torch.no_grad()
-    def teacher_view(self, batch: Batch) -> Any:
-        with self.setup.autocast:
-            self.teacher(batch.images)
-        return super().teacher_view(batch)
-
-
-def make_stage(name: str, size: tuple[int, ...]) -> Finetune:
-    """The stage with random weights."""
+def setup_of(name: str, size: tuple[int, ...]) -> Setup:
     config = preset("la-10", device="cpu", patch_size=size, labelled_batch=1, unlabelled_batch=1)
-    torch.manual_seed(0)
-    kind = SamePasses if name.endswith("same_passes") else Finetune
-    setup = Setup(
+    return Setup(
         resolved(config.with_values(VARIANTS[name])), LA, size, torch.device("cpu"), "finetune"
     )
-    return kind(setup)
 
 
 def a_batch(size: tuple[int, ...]) -> Batch:
@@ -64,7 +49,8 @@ def a_batch(size: tuple[int, ...]) -> Batch:
 
 def measure(size: tuple[int, ...], repeats: int) -> dict[str, dict[str, Any]]:
     """Seconds of every variant, after one step to warm up."""
-    stages, batch = {name: make_stage(name, size) for name in VARIANTS}, a_batch(size)
+    stages = {name: make_stage(name, setup_of(name, size)) for name in VARIANTS}
+    batch = a_batch(size)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in VARIANTS}
     for iteration in range(repeats + 1):
         for name, stage in stages.items():
@@ -110,9 +96,7 @@ def main() -> None:
         "steps": steps,
         "contrastive_part_over_the_rest": shares,
     }
-    output = outputs.results(options.save) / "trainer_step_3d.json"
-    output.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"written: {output}")
+    outputs.write(report, "trainer_step_3d", options.save)
 
 
 if __name__ == "__main__":

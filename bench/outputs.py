@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TRACKED = ROOT / "bench" / "results"
@@ -17,6 +19,13 @@ def results(save: bool) -> Path:
     folder = TRACKED if save else UNTRACKED
     folder.mkdir(exist_ok=True)
     return folder
+
+
+def write(report: dict[str, Any], name: str, save: bool) -> None:
+    """`report` as ``<name>.json`` in that folder; says where."""
+    output = results(save) / f"{name}.json"
+    output.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"written: {output}")
 
 
 def pictures(save: bool) -> Path:
