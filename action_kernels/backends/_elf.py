@@ -15,6 +15,14 @@ MAGIC = b"\x7fELF"
 SHARED_OBJECT = 3
 LOADED_SEGMENT = 1
 DYNAMIC_SEGMENT = 2
+THREAD_LOCAL_SEGMENT = 7
+INSIDE_OTHERS = {
+    DYNAMIC_SEGMENT: "dynamic section",
+    THREAD_LOCAL_SEGMENT: "thread-local data",
+    0x6474E550: "table of exception frames",
+    0x6474E552: "part that becomes read-only",
+}
+PAGE = 4096
 ORDERS = {1: "<", 2: ">"}
 MACHINES = {
     3: "x86 (32 bits)", 21: "PowerPC (64 bits)", 22: "IBM Z", 40: "Arm (32 bits)", 62: "x86-64",
@@ -27,13 +35,23 @@ class _Layout(NamedTuple):
 
     header: str
     segment: str
-    fields: tuple[int, int, int, int]  # p_type, p_offset, p_vaddr, p_filesz
+    fields: tuple[int, int, int, int, int]  # p_type, p_offset, p_vaddr, p_filesz, p_memsz
 
 
 LAYOUTS = {
-    1: _Layout("HHIIIIIHHHHHH", "IIIIIIII", (0, 1, 2, 4)),
-    2: _Layout("HHIQQQIHHHHHH", "IIQQQQQQ", (0, 2, 3, 5)),
+    1: _Layout("HHIIIIIHHHHHH", "IIIIIIII", (0, 1, 2, 4, 5)),
+    2: _Layout("HHIQQQIHHHHHH", "IIQQQQQQ", (0, 2, 3, 5, 6)),
 }
+
+
+class _Segment(NamedTuple):
+    """A program header: bytes [start, start + size) of the file go to `address`, `memory` bytes there."""
+
+    kind: int
+    start: int
+    address: int
+    size: int
+    memory: int
 
 
 class Machine(NamedTuple):
@@ -62,7 +80,7 @@ def damage(content: bytes, machine: Machine | None) -> str | None:
         if machine is not None and found != machine:
             return f"is for another machine ({found}); this Python is for {machine}"
         return _misplaced(content)
-    except (struct.error, KeyError, IndexError):
+    except (struct.error, KeyError, IndexError, OverflowError):
         return f"is cut short or damaged: no sound ELF header in its {len(content)} bytes"
 
 
@@ -93,24 +111,52 @@ def _misplaced(content: bytes) -> str | None:
         return f"is no shared library: its ELF type is {kind}, not {SHARED_OBJECT}"
     if entry != struct.calcsize(order + layout.segment) or not entries:
         return "is damaged: its ELF header describes no program headers"
-    ends = [table + entry * entries, sections + section_entry * section_entries]
-    loaded, dynamic = [], []
+    segments = []
     for number in range(entries):
         fields = struct.unpack_from(order + layout.segment, content, table + entry * number)
-        segment, start, address, size = (fields[field] for field in layout.fields)
-        if segment == LOADED_SEGMENT:
-            loaded.append((start, address, size))
-        elif segment == DYNAMIC_SEGMENT:
-            dynamic.append((start, address, size))
-        ends.append(start + size)
+        segments.append(_Segment(*(fields[field] for field in layout.fields)))
+    ends = [table + entry * entries, sections + section_entry * section_entries]
+    ends += [segment.start + segment.size for segment in segments]
     if max(ends) > len(content):
         return f"is cut short: its headers promise {max(ends)} bytes, it has {len(content)}"
-    if not all(any(_holds(outer, inner) for outer in loaded) for inner in dynamic) or not dynamic:
-        return "is damaged: its dynamic section lies in no segment that is loaded"
+    loaded = [segment for segment in segments if segment.kind == LOADED_SEGMENT]
+    return _overlap(loaded) or _outside(segments, loaded)
+
+
+def _overlap(loaded: list[_Segment]) -> str | None:
+    """A loader reserves memory from the first to the last, and maps over whatever lies elsewhere."""
+    end = 0
+    for segment in loaded:
+        if segment.address < end or segment.memory < segment.size:
+            return "is damaged: the segments that are loaded overlap or are out of order"
+        if (segment.address - segment.start) % PAGE:
+            return "is damaged: a segment that is loaded does not begin where a page can be mapped"
+        end = segment.address + segment.memory
     return None
 
 
-def _holds(outer: tuple[int, int, int], inner: tuple[int, int, int]) -> bool:
-    """Whether a segment (start, address, size) lies in another, in the file and in memory alike."""
-    offset = inner[0] - outer[0]
-    return offset >= 0 and offset + inner[2] <= outer[2] and inner[1] - outer[1] == offset
+def _outside(segments: list[_Segment], loaded: list[_Segment]) -> str | None:
+    """What a loader reads, relocates or protects has to be part of what it has loaded."""
+    if DYNAMIC_SEGMENT not in {segment.kind for segment in segments}:
+        return "is damaged: it has no dynamic section"
+    for segment in segments:
+        part = INSIDE_OTHERS.get(segment.kind)
+        if part is not None and not any(_holds(outer, segment) for outer in loaded):
+            return f"is damaged: its {part} lies in no segment that is loaded"
+    return None
+
+
+def _holds(outer: _Segment, inner: _Segment) -> bool:
+    """Whether a segment lies in another, in the file and in memory alike.
+
+    In memory up to the next page: thread-local data is a template, and padding may become read-only.
+    """
+    offset = inner.start - outer.start
+    room = -(-(outer.address + outer.memory) // PAGE) * PAGE - outer.address
+    template = inner.size if inner.kind == THREAD_LOCAL_SEGMENT else inner.memory
+    return (
+        offset >= 0
+        and offset + inner.size <= outer.size
+        and inner.address - outer.address == offset
+        and offset + template <= room
+    )

@@ -38,7 +38,7 @@ def open_library(
             another machine or no library at all, or it cannot be loaded.
         RuntimeError: it is of another version of this package.
     """
-    _refuse_damage(path, missing)
+    _refuse_damage(path, missing, [version_function, *signatures])
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
@@ -71,13 +71,13 @@ def read_built(path: Path, missing: str) -> bytes:
     return content
 
 
-def _refuse_damage(path: Path, missing: str) -> None:
+def _refuse_damage(path: Path, missing: str, functions: Sequence[str]) -> None:
     content = _read(path, missing)
     if sys.platform == "linux":
         _refuse(path, _elf.damage(content, _elf.this_machine()))
     _refuse(path, _difference(path, content))
     if _recorded_hash(path) is None:
-        _refuse(path, _crash_of_a_trial(path))
+        _refuse(path, _crash_of_a_trial(path, functions))
 
 
 def _refuse(path: Path, damage: str | None) -> None:
@@ -120,17 +120,39 @@ def _recorded_hash(path: Path) -> str | None:
     return words[0] if words else ""
 
 
-def _crash_of_a_trial(path: Path) -> str | None:
-    """How a process of its own dies of loading a library that no record vouches for, or None."""
+TRIAL = """
+import ctypes, sys
+print("begun", flush=True)
+path, version_function, *functions = sys.argv[1:]
+try:
+    library = ctypes.CDLL(path)
+    getattr(library, version_function)()
+    for function in functions:
+        getattr(library, function)
+except (OSError, AttributeError):
+    pass
+"""
+
+
+def _crash_of_a_trial(path: Path, functions: Sequence[str]) -> str | None:
+    """How a process of its own dies of opening a library that no record vouches for, or None.
+
+    It does all that opening does: code that is mapped but not executable dies only when it is called,
+    a damaged symbol table only when it is searched. The first of the functions is called.
+    """
     if not sys.executable:
         return None
-    code = "import ctypes, sys\ntry: ctypes.CDLL(sys.argv[1])\nexcept OSError: pass"
     trial = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code, str(path)], capture_output=True, check=False
+        [sys.executable, "-I", "-S", "-c", TRIAL, str(path), *functions],
+        capture_output=True,
+        check=False,
     )
-    if trial.returncode >= 0:
+    if (
+        trial.returncode == 0 or b"begun" not in trial.stdout
+    ):  # an embedded Python may start no other
         return None
-    return f"is damaged: loading it ends a process with signal {-trial.returncode}"
+    end = f"signal {-trial.returncode}" if trial.returncode < 0 else f"status {trial.returncode}"
+    return f"is damaged: opening it ends a process with {end}"
 
 
 def _without(path: Path, error: OSError) -> str:
