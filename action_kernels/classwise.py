@@ -6,7 +6,8 @@ never copied whole to float32, and nothing (n, d) is kept for the backward pass 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -23,10 +24,10 @@ CHUNK_ELEMENTS = 1 << 18  # of rows at a time: 1 MiB in float32, which stays in 
 def class_counts(labels: Tensor, num_classes: int) -> Tensor:
     """Rows of each class, (K,) int64."""
     if num_classes <= ONE_HOT_CLASSES:
-        counts = labels.new_zeros(num_classes)
-        for chunk in _chunks(labels[:, None], num_classes):
-            counts = counts + _membership(labels[chunk], num_classes).sum(0)
-        return counts
+        return _total(
+            _membership(_part(labels, chunk), num_classes).sum(0)
+            for chunk in _chunks(labels.shape[0], num_classes)
+        )
     padded = labels.new_zeros(num_classes + 1)
     return padded.index_add(0, _last_if_none(labels, num_classes), torch.ones_like(labels))[:-1]
 
@@ -86,13 +87,14 @@ class _OwnClassProducts(torch.autograd.Function):
         combined = _combined(vectors, own_weight, sums)
 
         def products(chunk: slice) -> Tensor:
-            r, own_class = rows[chunk].to(vectors.dtype), _OwnClass(labels[chunk])
+            r, own_class = _part(rows, chunk).to(vectors.dtype), _OwnClass(_part(labels, chunk))
             own = _products(r, own_class, combined)
             if own_weight is None:
                 return own
             return own - own_class(own_weight) * r.square().sum(1)
 
-        return torch.cat([products(chunk) for chunk in _chunks(rows)]), sums
+        parts = [products(chunk) for chunk in _chunks(*rows.shape)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts), sums
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -107,12 +109,12 @@ class _OwnClassProducts(torch.autograd.Function):
         by_class = _weighted_sums(rows, labels, gradient, combined.shape[0])
 
         def of_rows(chunk: slice) -> Tensor:
-            g, own_class = gradient[chunk, None], _OwnClass(labels[chunk])
+            g, own_class = _part(gradient, chunk)[:, None], _OwnClass(_part(labels, chunk))
             total = own_class(combined) * g
             if own_weight is not None:
                 twice = 2 * own_class(own_weight)[:, None] * g
                 total = total + own_class(own_weight[:, None] * by_class)
-                total = total - twice * rows[chunk]
+                total = total - twice * _part(rows, chunk)
             return total.to(rows.dtype)
 
         grad_rows = _by_chunks(of_rows, rows) if ctx.needs_input_grad[0] else None
@@ -129,18 +131,17 @@ def _weighted_sums(
 ) -> Tensor:
     """Σ_{y_i = c} w_i φ_i, (K, d) in the dtype of sums."""
     dtype = accumulation_dtype(rows.dtype)
-    sums = rows.new_zeros((num_classes, rows.shape[1]), dtype=dtype)
-    for chunk in _chunks(rows):
-        r, y = rows[chunk].to(dtype), labels[chunk]
-        w = None if weights is None else weights[chunk, None].to(dtype)
+
+    def sums(chunk: slice) -> Tensor:
+        r, y = _part(rows, chunk).to(dtype), _part(labels, chunk)
+        w = None if weights is None else _part(weights, chunk)[:, None].to(dtype)
         if num_classes <= ONE_HOT_CLASSES:
             members = _membership(y, num_classes).to(dtype)
-            sums = sums + (members if w is None else members * w).T @ r
-        else:
-            padded = torch.cat((sums, sums.new_zeros(1, sums.shape[1])))
-            r = r if w is None else r * w
-            sums = padded.index_add(0, _last_if_none(y, num_classes), r)[:-1]
-    return sums
+            return (members if w is None else members * w).T @ r
+        padded = r.new_zeros(num_classes + 1, r.shape[1])
+        return padded.index_add(0, _last_if_none(y, num_classes), r if w is None else r * w)[:-1]
+
+    return _total(sums(chunk) for chunk in _chunks(*rows.shape))
 
 
 def _products(rows: Tensor, own_class: _OwnClass, vectors: Tensor) -> Tensor:
@@ -160,21 +161,35 @@ def _last_if_none(labels: Tensor, num_classes: int) -> Tensor:
     return labels.where(labels >= 0, num_classes)
 
 
-def _chunks(rows: Tensor, columns: int = 0) -> Iterator[slice]:
-    """Runs of rows, which take `columns` numbers each (0: as many as they hold); all in one while compiling, where loops are unrolled and passes fused."""
-    count = rows.shape[0]
-    step = max(count, 1)
-    if not torch.compiler.is_compiling():
-        step = max(1, CHUNK_ELEMENTS // (columns or rows.shape[1]))
-    for start in range(0, max(count, 1), step):
+WHOLE = slice(None)
+
+
+def _chunks(rows: int, columns: int) -> Iterator[slice]:
+    """Runs of so many rows that they hold `CHUNK_ELEMENTS` numbers at most; `WHOLE` where one run is all.
+
+    All in one while compiling, where loops are unrolled and passes fused.
+    """
+    step = max(1, CHUNK_ELEMENTS // columns)
+    if torch.compiler.is_compiling() or rows <= step:
+        yield WHOLE
+        return
+    for start in range(0, rows, step):
         yield slice(start, start + step)
+
+
+def _part(tensor: Tensor, chunk: slice) -> Tensor:
+    return tensor if chunk is WHOLE else tensor[chunk]
+
+
+def _total(parts: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, parts)
 
 
 def _by_chunks(part: Callable[[slice], Tensor], like: Tensor) -> Tensor:
     """The results of all chunks, of the form of `like`, without a copy of the whole."""
-    chunks = list(_chunks(like))
-    if len(chunks) == 1:
-        return part(chunks[0])
+    chunks = list(_chunks(*like.shape))
+    if chunks == [WHOLE]:
+        return part(WHOLE)
     out = torch.empty_like(like, memory_format=torch.contiguous_format)
     for chunk in chunks:
         out[chunk] = part(chunk)

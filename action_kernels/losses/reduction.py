@@ -49,6 +49,8 @@ def reduce(
         values = values * group.size
     if reduction == "sum":
         return values.sum()
+    if part is None and weights is None and group is None:
+        return values.sum() / torch.sym_max(values.numel(), 1)
     total = all_reduce_sum(_total_weight(values, part, weights), group)
     return values.sum() / total.where(total > 0, 1)
 

@@ -118,11 +118,10 @@ def saacl_loss(
     scale = logit_scale("temperature", temperature, anchors.rows)
     count = inputs.positive_counts() + (paired is not None)
     of_positives, of_center = _shares(positives, count, center_weight)
-    of_positives = of_positives.where(count > 0, 0)
-    if (
-        keys_of_classes is None
-    ):  # with a queue the centres are keys too, so that no key is the only one
-        of_positives = of_positives.where(~inputs.sole_positive(count), 0)
+    without = count == 0
+    if keys_of_classes is None:  # with a queue the centres are keys too: no key is the only one
+        without = without | inputs.sole_positive(count)
+    of_positives = of_positives.masked_fill(without, 0)
     vectors = of_center[:, None] * centers.to(of_center.dtype)
     if keys_of_classes is None:
         products = inputs.products_with_own_class(vectors, of_positives)

@@ -188,5 +188,7 @@ def anchor_losses(
     0 where lse is −inf, that is where there is no key at all; a NaN stays.
     """
     has_key = lse != -torch.inf
+    if checks.values_readable(has_key) and bool(has_key.all()):
+        return anchors.of_own_class(lse_weight) * lse - scale * products
     values = anchors.of_own_class(lse_weight) * lse.where(has_key, 0) - scale * products
     return values.where(has_key, 0)
