@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from action_kernels.autocast import without_autocast
+from action_kernels.distributed import processes_of
 from action_kernels.ops import checks, class_sums, sampled_features
+from action_kernels.ops.all_reduce_sum import all_reduce_sum
 
 _CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 _INTERPOLATION = {2: "bilinear", 3: "trilinear"}
@@ -98,6 +101,7 @@ class SampledHead(nn.Module):
         *,
         num_classes: int,
         mask: Tensor | None = None,
+        group: dist.ProcessGroup | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Mean representation of every class over all of its pixels.
 
@@ -111,6 +115,9 @@ class SampledHead(nn.Module):
                 no class.
             num_classes: K.
             mask: (B, *size) bool, True for the pixels that take part.
+            group: processes whose images are one batch: class sums and counts are added up over all of
+                them, and means and counts are the same in each. Their gradients are right under DDP
+                for losses that keep to the contract of `action_kernels.distributed`.
 
         Returns:
             Means (K, dim) in the weights' dtype, zero for a class without pixels, and pixel counts
@@ -125,7 +132,7 @@ class SampledHead(nn.Module):
         checks.check_shape("labels", labels, shape)
         checks.check_mask("mask", mask, shape)
         checks.check_same_device(pyramid=pyramid[0], labels=labels, mask=mask)
-        dtype = self.projection.weight.dtype
+        dtype, processes = self.projection.weight.dtype, processes_of(group)
         with without_autocast(labels.device.type):
             chosen = labels.long() if mask is None else labels.long().where(mask, -1)
             classes = torch.arange(num_classes, device=labels.device)
@@ -139,6 +146,7 @@ class SampledHead(nn.Module):
                     for level, weight in zip(pyramid, self._level_weights(), strict=True)
                 ]
             ).sum(0)
+            counts, sums = all_reduce_sum(counts, processes), all_reduce_sum(sums, processes)
             means = sums / counts.clamp(min=1)[:, None].to(dtype)
             rows = F.linear(means, self.projection.weight.flatten(1), self.projection.bias)
             return rows.where((counts > 0)[:, None], 0), counts

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 import action_kernels as ak
 from action_kernels import distributed
 from action_kernels.ops.lse_across import lse_across
+from action_kernels.ops.lse_both_ways import lse_both_ways
+from action_kernels.ops.multi_positive_across import multi_positive_across
+from action_kernels.ops.softplus_across import softplus_across
 
 CLASSES, INPUTS, DIM = 4, 6, 16
 
@@ -99,10 +102,72 @@ def clip(first, second, tau, batch, group):
     return ak.clip_loss(first, second, temperature=tau, group=group)
 
 
+def multi_positive(first, _second, tau, batch, group):
+    return ak.multi_positive_nt_xent_loss(
+        first, batch.labels, mask=batch.mask, num_classes=CLASSES, temperature=tau, group=group
+    )
+
+
+def multi_positive_over_pairs(first, _second, tau, batch, group):
+    return ak.multi_positive_nt_xent_loss(
+        first, batch.labels, temperature=tau, mean_over="pairs",
+        weight=torch.tensor([1.0, 2.0, 0.5, 0.0]), group=group,
+    )  # fmt: skip
+
+
+def multi_positive_over_a_shared_memory(first, _second, tau, batch, group):
+    return ak.multi_positive_nt_xent_loss(
+        first, batch.labels, keys=batch.queue.to(first.dtype), key_labels=batch.queue_labels,
+        num_classes=CLASSES, temperature=tau, reduction="sum", group=group,
+    )  # fmt: skip
+
+
+def siglip(first, second, tau, batch, group):
+    return ak.siglip_loss(first, second, temperature=tau, bias=-10 * tau, group=group)
+
+
+def siglip_with_more_texts(first, second, tau, batch, group):
+    texts = torch.cat((second, second.flip(0)))
+    return ak.siglip_loss(first, texts, temperature=tau, bias=0.3, reduction="sum", group=group)
+
+
+def relational(first, second, tau, batch, group):
+    return ak.relational_loss(
+        first, second, batch.queue.to(first.dtype), student_temperature=tau, teacher_temperature=0.5,
+        group=group,
+    )  # fmt: skip
+
+
+def anatomical(first, _second, tau, batch, group):
+    """Of every class all rows, those of other classes masked out."""
+    of_class = (batch.labels == torch.arange(CLASSES)[:, None]) & batch.mask
+    generator = torch.Generator().manual_seed(5)
+    return ak.anatomical_contrast_loss(
+        first.expand(CLASSES, *first.shape), torch.randn(CLASSES, DIM, generator=generator), batch.queue,
+        torch.randint(0, 7, (CLASSES, 5), generator=generator), mask=of_class, temperature=tau,
+        weight=torch.tensor([1.0, 2.0, 0.5, 1.0]), group=group,
+    )  # fmt: skip
+
+
+def contrast_with_prototypes(first, second, tau, batch, group):
+    """Rows against the mean representations of all processes' pixels, which get a gradient."""
+    torch.manual_seed(2)
+    head = ak.SampledHead(channels=(DIM // 4,), dim=DIM, spatial_dims=2).to(first.dtype)
+    maps, labels = second.view(-1, DIM // 4, 2, 2), batch.labels[:, None, None].expand(-1, 2, 2)
+    prototypes, counts = head.prototypes([maps], labels, num_classes=CLASSES, group=group)
+    return ak.supcon_loss(
+        first, batch.labels, keys=prototypes, key_labels=torch.arange(CLASSES), key_mask=counts > 0,
+        num_classes=CLASSES, temperature=tau, group=group,
+    )  # fmt: skip
+
+
 _NAMED = (
     supcon, supcon_sum_with_positives, supcon_over_a_shared_memory, saacl_batch, saacl_module, info_nce,
-    nt_xent, clip,
+    nt_xent, clip, multi_positive, multi_positive_over_pairs, multi_positive_over_a_shared_memory, siglip,
+    siglip_with_more_texts, relational, anatomical, contrast_with_prototypes,
 )  # fmt: skip
+# those that compare the anchors of a process with rows of the others
+ACROSS = ("supcon", "nt_xent", "info_nce", "clip", "multi_positive", "siglip")
 LOSSES: dict[str, Loss] = {loss.__name__: loss for loss in _NAMED}
 LOSSES["saacl_balanced"] = partial(saacl_batch, positives="balanced")
 
@@ -161,10 +226,15 @@ class Case:
 
 CASES = [
     *(Case(loss, split) for loss in LOSSES for split in SPLITS),
-    *(Case(loss, ring=True) for loss in ("supcon", "clip")),
-    *(Case(loss, dtype=dtype) for loss in ("saacl_batch", "clip") for dtype in (torch.float64, torch.bfloat16)),
-    Case("supcon", compiled=True),
-    *(Case(loss, accumulated=True) for loss in ("supcon", "saacl_module", "nt_xent", "clip")),
+    *(Case(loss, split, ring=True) for loss in ACROSS for split in ("uneven", "empty")),
+    *(
+        Case(loss, dtype=dtype)
+        for loss in ("saacl_batch", "relational", *ACROSS)
+        for dtype in (torch.float64, torch.bfloat16)
+    ),
+    Case("contrast_with_prototypes", dtype=torch.float64),
+    *(Case(loss, compiled=True) for loss in ACROSS),
+    *(Case(loss, accumulated=True) for loss in ("saacl_module", *ACROSS)),
 ]  # fmt: skip
 
 
@@ -231,19 +301,49 @@ class Traffic:
 TRAFFIC_ROWS, TRAFFIC_DIM = 24, 32
 
 
-def traffic(dtype: torch.dtype, ring: bool, size: int) -> dict[str, int]:
-    """Bytes of the forward and the backward pass of the op that compares all rows with each other."""
-    distributed.GATHER_LIMIT = 0 if ring else 1 << 30
-    rows = (
-        torch.nn.functional.normalize(torch.randn(TRAFFIC_ROWS, TRAFFIC_DIM))
-        .to(dtype)
-        .requires_grad_()
+def _own_rows() -> Tensor:
+    return torch.nn.functional.normalize(torch.randn(TRAFFIC_ROWS, TRAFFIC_DIM))
+
+
+def _lse(rows, _others, group):
+    return lse_across(rows, scale=5.0, group=group, normalized=True)
+
+
+def _lse_of_queries(rows, others, group):
+    return lse_across(rows, others, scale=5.0, group=group, normalized=True)
+
+
+def _lse_both_ways(rows, others, group):
+    return sum(lse_both_ways(rows, others, scale=5.0, group=group, normalized=True))
+
+
+def _multi_positive(rows, _others, group):
+    labels = torch.arange(TRAFFIC_ROWS) % CLASSES
+    return multi_positive_across(rows, labels=labels, scale=5.0, group=group, normalized=True)[1]
+
+
+def _softplus(rows, others, group):
+    numbers, offsets = torch.arange(TRAFFIC_ROWS), torch.zeros(TRAFFIC_ROWS)
+    return softplus_across(
+        rows, others, labels=numbers, key_labels=numbers, offsets=offsets, scale=5.0, group=group
     )
+
+
+TRAFFIC_OPS = {
+    op.__name__.strip("_"): op
+    for op in (_lse, _lse_of_queries, _lse_both_ways, _multi_positive, _softplus)
+}
+
+
+def traffic(op: str, dtype: torch.dtype, ring: bool, size: int) -> dict[str, int]:
+    """Bytes of the forward and the backward pass of an op that compares rows with those of all processes."""
+    distributed.GATHER_LIMIT = 0 if ring else 1 << 30
+    rows, others = (_own_rows().to(dtype).requires_grad_() for _ in range(2))
     group = distributed.processes_of(dist.group.WORLD)
     with Traffic(size) as forward:
-        lse = lse_across(rows, scale=5.0, group=group, normalized=True)
+        values = TRAFFIC_OPS[op](rows, others, group)
     with Traffic(size) as backward:
-        lse.sum().backward()
+        values.sum().backward()
     return {"forward": forward.bytes, "backward": backward.bytes}
 
 
@@ -260,7 +360,8 @@ def run(rank: int, size: int, folder: str) -> None:
         batch = own_part(joined_batch(case.split), case.split, rank, size)
         results[case.name()] = result(case, batch, model, group)
     results["traffic"] = {
-        (dtype, ring): traffic(dtype, ring, size)
+        (op, dtype, ring): traffic(op, dtype, ring, size)
+        for op in TRAFFIC_OPS
         for dtype in (torch.float32, torch.bfloat16)
         for ring in (False, True)
     }

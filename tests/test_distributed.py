@@ -11,6 +11,7 @@ from distributed_cases import (
     CLASSES,
     SPLITS,
     TRAFFIC_DIM,
+    TRAFFIC_OPS,
     TRAFFIC_ROWS,
     Model,
     joined_batch,
@@ -55,20 +56,31 @@ def test_equals_one_process_on_the_joined_batch(case, outcomes):
     assert_near(joined, alone["inputs"], case.dtype)
 
 
+# Bytes of each of the other processes' rows, r of its elements and a mask byte or two numbers: in the forward pass, in the
+# backward pass, and how many row counts travel; then the same in a ring, where rows are never kept.
+BYTES = {
+    "lse": (lambda r: (r + 1, 8), (1, 0), lambda r: (r + 1, r + 1 + 8), (1, 1)),
+    "lse_of_queries": (lambda r: (r + 1, r + 1 + 8), (1, 1), lambda r: (r + 1, 2 * (r + 1) + 8), (1, 2)),
+    "lse_both_ways": (lambda r: (2 * r + 1, 16), (1, 0), lambda r: (2 * r + 1, 2 * r + 1 + 16), (1, 1)),
+    "multi_positive": (
+        lambda r: (r + 8 + 1, 16), (1, 0), lambda r: (2 * (r + 8 + 1), 2 * (r + 8 + 1 + 8)), (2, 2)
+    ),
+    "softplus": (lambda r: (r + 1, r + 1 + 8), (1, 1), lambda r: (r + 1, 2 * (r + 1) + 8), (1, 2)),
+}  # fmt: skip
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("op", TRAFFIC_OPS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("ring", [False, True], ids=["gathered", "ring"])
-def test_the_bytes_that_travel_are_those_of_the_documentation(outcomes, dtype, ring):
-    """(W − 1) · b · (d · s + 8), and a mask byte a row and a count; in a ring rows and masks twice."""
-    others, b = len(outcomes) - 1, TRAFFIC_ROWS
-    of_rows, mask, count, results = TRAFFIC_DIM * dtype.itemsize, 1, 8, 8
+def test_the_bytes_that_travel_are_those_of_the_documentation(outcomes, op, dtype, ring):
+    """Of rows, masks and numbers, and eight bytes for each count of rows."""
+    of_rows, counts = BYTES[op][2 * ring :][:2]
+    others, (forward, backward) = len(outcomes) - 1, of_rows(TRAFFIC_DIM * dtype.itemsize)
     for found in outcomes:
-        measured = found["traffic"][dtype, ring]
-        assert measured["forward"] == others * (b * (of_rows + mask) + count)
-        if ring:
-            assert measured["backward"] == others * (b * (of_rows + mask + results) + count)
-        else:
-            assert measured["backward"] == others * b * results
+        measured = found["traffic"][op, dtype, ring]
+        assert measured["forward"] == others * (TRAFFIC_ROWS * forward + 8 * counts[0])
+        assert measured["backward"] == others * (TRAFFIC_ROWS * backward + 8 * counts[1])
 
 
 def test_classes_of_some_processes_alone():

@@ -13,6 +13,7 @@ from action_kernels.losses.reduction import REDUCTIONS, reduce, sample_weights
 from action_kernels.losses.scale import logit_scale
 from action_kernels.ops import checks, pairwise_lse
 from action_kernels.ops.lse_across import lse_across
+from action_kernels.ops.lse_both_ways import lse_both_ways
 from action_kernels.ops.pairwise_lse import accumulation_dtype
 from action_kernels.ops.prepare_rows import prepare_rows
 from action_kernels.pixels import key_rows
@@ -187,8 +188,9 @@ def clip_loss(
     images, texts = (prepare_rows(each, normalize=normalize) for each in (image, text))
     checks.check_finite("image", images)
     checks.check_finite("text", texts)
-    of_images = lse_across(images, texts, scale=scale, normalized=normalize, group=processes)
-    of_texts = lse_across(texts, images, scale=scale, normalized=normalize, group=processes)
+    of_images, of_texts = lse_both_ways(
+        images, texts, scale=scale, normalized=normalize, group=processes
+    )
     positive = _row_products(images, texts, scale)
     values = _picked((of_images + of_texts) / 2, positive, n, processes)
     return reduce(values, reduction, (n,), group=processes)

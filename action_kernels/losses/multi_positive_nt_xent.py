@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from action_kernels.autocast import outside_autocast
 from action_kernels.losses.numerics import non_negative, softplus
 from action_kernels.losses.scale import logit_scale
-from action_kernels.losses.supervised import supervised_inputs
+from action_kernels.losses.supervised import SupervisedInputs, supervised_inputs
 from action_kernels.ops import labelled_lse, pairwise_softplus
+from action_kernels.ops.multi_positive_across import multi_positive_across
 
 
 @outside_autocast
@@ -30,6 +32,7 @@ def multi_positive_nt_xent_loss(
     sample_weight: Tensor | None = None,
     mean_over: str = "anchors",
     reduction: str = "mean",
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """NT-Xent with several positives, each against the negatives alone, in O((n + m) · d) memory.
 
@@ -43,7 +46,7 @@ def multi_positive_nt_xent_loss(
 
     Args:
         features, labels, temperature, num_classes, keys, key_labels, mask, key_mask, own_keys,
-            ignore_index, normalize, weight, sample_weight, reduction: as in `supcon_loss`.
+            ignore_index, normalize, weight, sample_weight, reduction, group: as in `supcon_loss`.
         mean_over: ``"anchors"``, all that take part; those ``"with_positives"``; or ``"pairs"``, all
             (anchor, positive), so that an anchor counts as often as it has positives.
 
@@ -65,23 +68,37 @@ def multi_positive_nt_xent_loss(
     inputs = supervised_inputs(
         features, labels, num_classes=num_classes, keys=keys, key_labels=key_labels, mask=mask,
         key_mask=key_mask, own_index=own_keys, ignore_index=ignore_index, normalize=normalize, weight=weight,
-        sample_weight=sample_weight, mean_over=mean_over, reduction=reduction,
+        sample_weight=sample_weight, mean_over=mean_over, reduction=reduction, group=group,
     )  # fmt: skip
-    anchors, others = inputs.anchors, inputs.keys
-    keys, key_labels = (None, None) if others is None else (others.rows, others.labels)
-    scale = logit_scale("temperature", temperature, anchors.rows)
-    negatives = labelled_lse(
-        anchors.rows, keys, labels=anchors.labels, key_labels=key_labels, scale=scale,
-        relation="different", normalized=normalize,
-    )  # fmt: skip
-    # log(1 + exp(N_i − s_ip)): the fraction's logarithm, divided through by exp(s_ip)
-    sums = pairwise_softplus(
-        anchors.rows, keys, labels=anchors.labels, key_labels=key_labels, offsets=negatives,
-        scale=scale, relation="same",
-    )  # fmt: skip
+    scale = logit_scale("temperature", temperature, inputs.anchors.rows)
+    negatives, sums = _negatives_and_sums(inputs, scale, normalize)
     if inputs.own is not None:
         of_own = softplus(negatives - scale * inputs.own.products())
         sums = sums - of_own.where(inputs.own.positive(), 0)
     values = non_negative(sums / inputs.positives_of_anchors().clamp(min=1))
     values = values.where(~negatives.isnan(), torch.nan)  # also of an anchor without a positive
     return inputs.reduce(values, reduction, mean_over)
+
+
+def _negatives_and_sums(
+    inputs: SupervisedInputs, scale: float | Tensor, normalized: bool
+) -> tuple[Tensor, Tensor]:
+    """N_i = log Σ_j exp(s_ij) over the negatives, and Σ_p log(1 + exp(N_i − s_ip)) over the positives, (n,).
+
+    The latter is the fraction's logarithm, divided through by exp(s_ip).
+    """
+    anchors, others = inputs.anchors, inputs.keys
+    if others is None and inputs.group is not None:
+        return multi_positive_across(
+            anchors.rows, labels=anchors.labels, scale=scale, normalized=normalized, group=inputs.group
+        )  # fmt: skip
+    keys, key_labels = (None, None) if others is None else (others.rows, others.labels)
+    negatives = labelled_lse(
+        anchors.rows, keys, labels=anchors.labels, key_labels=key_labels, scale=scale,
+        relation="different", normalized=normalized,
+    )  # fmt: skip
+    sums = pairwise_softplus(
+        anchors.rows, keys, labels=anchors.labels, key_labels=key_labels, offsets=negatives,
+        scale=scale, relation="same",
+    )  # fmt: skip
+    return negatives, sums

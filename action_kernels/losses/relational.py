@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from action_kernels.autocast import outside_autocast
+from action_kernels.distributed import processes_of
 from action_kernels.losses.numerics import non_negative
+from action_kernels.losses.reduction import reduce
 from action_kernels.losses.scale import logit_scale
 from action_kernels.ops import checks, pairwise_lse, prepare_rows
 from action_kernels.ops.pairwise_lse import accumulation_dtype
@@ -21,6 +24,7 @@ def relational_loss(
     *,
     student_temperature: float | Tensor,
     teacher_temperature: float | Tensor,
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """KL(u_t ‖ u_s) between two softmaxes of similarities to a memory bank (ACTION++, eq. 1).
 
@@ -35,9 +39,11 @@ def relational_loss(
         memory: (m, d), m ≥ 1, Q; no gradient.
         student_temperature: τ_s > 0; a 0-d tensor gets a gradient if it asks for one.
         teacher_temperature: τ_t > 0; a 0-d tensor must not ask for one.
+        group: processes whose rows are one batch: see `action_kernels.distributed`. The memory is
+            taken to be the same on all of them.
 
     Returns:
-        A scalar ≥ 0, float32 (float64 for a float64 student); 0 if n = 0.
+        A scalar ≥ 0, float32 (float64 for a float64 student); 0 if there is no row.
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
@@ -53,7 +59,7 @@ def relational_loss(
         >>> relational_loss(student, torch.randn(8, 16), memory, **options).backward()
     """
     _check(student, teacher, memory, teacher_temperature)
-    dtype = accumulation_dtype(student.dtype)
+    processes, dtype = processes_of(group), accumulation_dtype(student.dtype)
     student_scale = logit_scale("student_temperature", student_temperature, student)
     teacher_scale = logit_scale("teacher_temperature", teacher_temperature, student)
     s = prepare_rows(student, dtype=dtype)
@@ -70,7 +76,7 @@ def relational_loss(
     values = non_negative(negative_entropy + cross)
     if memory.shape[0] == 1:  # both softmaxes are 1
         values = values * 0
-    return values.sum() / max(student.shape[0], 1)
+    return reduce(values, "mean", values.shape, group=processes)
 
 
 def _attention(logit_queries: Tensor, memory: Tensor) -> Tensor:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from action_kernels.autocast import outside_autocast
+from action_kernels.distributed import processes_of
 from action_kernels.losses.reduction import REDUCTIONS, reduce
 from action_kernels.losses.scale import logit_scale
-from action_kernels.ops import checks, pairwise_softplus
+from action_kernels.ops import checks
 from action_kernels.ops.pairwise_lse import accumulation_dtype
 from action_kernels.ops.prepare_rows import prepare_rows
+from action_kernels.ops.softplus_across import softplus_across
 from action_kernels.pixels import key_rows
 
 
@@ -25,12 +28,13 @@ def siglip_loss(
     bias: float | Tensor = -10.0,
     normalize: bool = True,
     reduction: str = "mean",
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """Sigmoid loss of image-text pairs (Zhai et al. 2023, SigLIP), in O((n + m) · d) memory.
 
     ``Σ_j −log σ(z_ij (s_ij + b))`` per image, with s_ij = image_i · text_j / τ, z_ii = 1 and else
     z_ij = −1: every pair is a binary decision of its own. Texts beyond the n-th are negatives of all
-    images, such as those of other processes.
+    images.
 
     Args:
         image: (n, d), float16 to float64.
@@ -41,6 +45,8 @@ def siglip_loss(
         normalize: L2-normalise both.
         reduction: ``"mean"`` over the images (each a sum over all texts, as published), ``"sum"``, or
             ``"none"`` (n,).
+        group: processes whose images and texts are one batch: see `action_kernels.distributed`.
+            Temperature and bias are taken to be the same on all of them.
 
     Returns:
         float32 (float64 for float64 inputs), a scalar unless ``reduction="none"``; ≥ 0.
@@ -64,19 +70,20 @@ def siglip_loss(
     n, m = image.shape[0], text.shape[0]
     if m < n:
         raise ValueError(f"text must hold one row an image, at least {n}, got {m}")
+    processes = processes_of(group)
     scale = logit_scale("temperature", temperature, image)
     offset = _logit_bias(bias, image)
     images = prepare_rows(image, normalize=normalize)
     checks.check_finite("image", images)
     texts = key_rows("text", text, images, normalize=normalize)
     pairs = torch.arange(m, device=image.device)
-    others = pairwise_softplus(
+    others = softplus_across(
         images, texts, labels=pairs[:n], key_labels=pairs, offsets=offset.expand(n), scale=scale,
-        relation="different",
+        group=processes,
     )  # fmt: skip
     products = (images.to(offset.dtype) * texts[:n].to(offset.dtype)).sum(1)
     own = -torch.nn.functional.logsigmoid(products * scale + offset)
-    return reduce(own + others, reduction, (n,))
+    return reduce(own + others, reduction, (n,), group=processes)
 
 
 def _logit_bias(bias: float | Tensor, like: Tensor) -> Tensor:

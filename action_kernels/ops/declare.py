@@ -225,6 +225,8 @@ def _schema(run: Function) -> str:
         flat.update(fields)
     result = flat.pop("return")
 
+    flat = {name: _known_to_torch(kind) for name, kind in flat.items()}
+
     def prototype() -> None: ...
 
     prototype.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -235,6 +237,13 @@ def _schema(run: Function) -> str:
         return_annotation=result,
     )
     return torch.library.infer_schema(prototype, mutates_args=())
+
+
+def _known_to_torch(kind: Any) -> Any:
+    """Sequences as torch 2.6 to 2.8 know them: by the name they have in `typing`."""
+    if typing.get_origin(kind) is Sequence:
+        return typing.Sequence[typing.get_args(kind)]  # type: ignore[misc]
+    return kind
 
 
 def _apply(function: type[torch.autograd.Function], flat: tuple[Any, ...]) -> Any:

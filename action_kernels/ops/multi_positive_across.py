@@ -1,0 +1,222 @@
+"""`multi_positive_across`: the sums of `multi_positive_nt_xent_loss`, over the rows of all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from action_kernels.distributed import Processes, Travelling, gather_beside
+from action_kernels.ops import declare
+from action_kernels.ops.labelled_lse import _backward as lse_backward
+from action_kernels.ops.labelled_lse import _forward as lse_forward
+from action_kernels.ops.pairwise_lse import Needs, accumulation_dtype, is_bounded
+from action_kernels.ops.pairwise_softplus import _backward as softplus_backward
+from action_kernels.ops.pairwise_softplus import _forward as softplus_forward
+from action_kernels.ops.relation import LabelledPairs, labelled_pairs
+
+Block = tuple[list[Tensor], Tensor]
+THEIR_KEYS = Needs(False, True, False)
+
+
+def multi_positive_across(
+    anchors: Tensor,
+    *,
+    labels: Tensor,
+    scale: float | Tensor,
+    group: Processes,
+    normalized: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """``N_i``, the log-sum-exp over the negatives of i, and ``Σ_p log(1 + exp(N_i − s_ip))`` over its positives.
+
+    Negatives are the rows of other labels in all processes, positives the other rows of the same label; a
+    row of label < 0 takes no part. It is `labelled_lse` followed by `pairwise_softplus`, for which rows and
+    labels travel once; in the backward pass two numbers a row for each of them. Every process must call it
+    with rows of one dtype and dim, any number of them.
+
+    Returns:
+        N (n,), which carries no gradient, and the sums (n,), which do.
+    """
+    pairs = labelled_pairs(anchors, None, labels, None, "different", scale)
+    negatives, sums = _forward(pairs, normalized and is_bounded(scale), group.name)
+    return negatives, sums
+
+
+def _positives(negatives: LabelledPairs) -> LabelledPairs:
+    return negatives._replace(relation="same")
+
+
+def _send(pairs: LabelledPairs, group: str, *values: Tensor) -> Travelling:
+    return Travelling([pairs.anchors, pairs.labels, *values], pairs.labels >= 0, group)
+
+
+def _of_others(pairs: LabelledPairs, block: Block) -> LabelledPairs:
+    """The same anchors with a block of the other processes' rows as keys."""
+    (keys, labels, *_), mask = block
+    return pairs._replace(keys=keys, key_labels=labels.where(mask, -1))
+
+
+def _for_others(pairs: LabelledPairs, block: Block) -> LabelledPairs:
+    """A block of the other processes' rows as anchors, with this process's rows as keys."""
+    (anchors, labels, *_), mask = block
+    labels = labels.where(mask, -1)
+    return pairs._replace(
+        anchors=anchors, labels=labels, keys=pairs.anchors, key_labels=pairs.labels
+    )
+
+
+def _sums(pairs: LabelledPairs, bounded: bool, group: str) -> tuple[Tensor, Tensor, list[Block]]:
+    """N, the sums, and the others' rows where they stay in memory (gathered, not in a ring)."""
+    travelling = _send(pairs, group)
+    negatives = lse_forward.run(pairs, bounded)  # while the others' rows travel
+    blocks = []
+    for block in travelling.others():
+        theirs = lse_forward.run(_of_others(pairs, block), bounded)
+        negatives = torch.logaddexp(negatives, theirs)
+        if not travelling.in_a_ring:
+            blocks.append(block)
+    negatives = negatives.where(pairs.labels >= 0, 0)
+    alike = _positives(pairs)
+    sums = softplus_forward.run(alike, negatives)
+    for block in blocks or _send(pairs, group).others():
+        sums = sums + softplus_forward.run(_of_others(alike, block), negatives)
+    return negatives, sums, blocks
+
+
+def _beside(
+    pairs: LabelledPairs, values: Sequence[Tensor], group: str, blocks: list[Block]
+) -> Iterator[Block]:
+    """Begin to send numbers (n,) of every row; what arrives are the others', with their rows and labels."""
+    if not blocks:
+        return _send(pairs, group, *values).others()
+    ((rows, labels), mask) = blocks[0]
+    arrived = gather_beside(torch.stack(list(values), 1), rows.shape[0], group)
+
+    def block() -> Iterator[Block]:
+        yield [rows, labels, *(each.contiguous() for each in arrived().unbind(1))], mask
+
+    return block()
+
+
+def _sum(first: Sequence[Tensor], second: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(a + b for a, b in zip(first, second, strict=True))
+
+
+def _gradients(
+    pairs: LabelledPairs,
+    bounded: bool,
+    group: str,
+    grad: Tensor,
+    negatives: Tensor,
+    needs: Needs,
+    blocks: list[Block],
+) -> tuple[Tensor, Tensor]:
+    """Of rows and scale; `blocks` from the forward pass, or none: then rows travel again."""
+    of_positives = _gradients_of_positives(
+        pairs, group, grad.contiguous(), negatives, needs, blocks
+    )
+    *gradients, grad_negatives = of_positives
+    arriving = _beside(pairs, (grad_negatives, negatives), group, blocks)
+    own = lse_backward.run(pairs, bounded, grad_negatives, negatives, needs)
+    rows, scale = _sum(gradients, (own[0], own[2]))
+    for block in arriving:
+        part = lse_backward.run(_of_others(pairs, block), bounded, grad_negatives, negatives, needs)
+        rows, scale = _sum((rows, scale), (part[0], part[2]))
+        if needs.need_anchors:
+            _, _, their_grad, their_negatives = block[0]
+            theirs = _for_others(pairs, block)
+            rows = rows + lse_backward.run(
+                theirs, bounded, their_grad, their_negatives, THEIR_KEYS
+            )[1]  # fmt: skip
+    return rows, scale
+
+
+def _gradients_of_positives(
+    pairs: LabelledPairs,
+    group: str,
+    grad: Tensor,
+    negatives: Tensor,
+    needs: Needs,
+    blocks: list[Block],
+) -> tuple[Tensor, ...]:
+    """Of rows and scale for constant N, and of N."""
+    alike = _positives(pairs)
+    arriving = _beside(pairs, (grad, negatives), group, blocks)
+    own = softplus_backward.run(alike, negatives, grad, needs, True)
+    totals: tuple[Tensor, ...] = (own[0], *own[2:])
+    for block in arriving:
+        part = softplus_backward.run(_of_others(alike, block), negatives, grad, needs, True)
+        totals = _sum(totals, (part[0], *part[2:]))
+        if needs.need_anchors:
+            _, _, their_grad, their_negatives = block[0]
+            theirs = _for_others(alike, block)
+            asked = softplus_backward.run(theirs, their_negatives, their_grad, THEIR_KEYS, False)[1]
+            totals = (totals[0] + asked, *totals[1:])
+    return totals
+
+
+@declare.op("multi_positive_across")
+def _forward(pairs: LabelledPairs, bounded: bool, group: str) -> tuple[Tensor, Tensor]:
+    """N and the sums, (n,) in the dtype of sums."""
+    return _sums(pairs, bounded, group)[:2]
+
+
+@_forward.fake
+def _(pairs: LabelledPairs, bounded: bool, group: str) -> tuple[Tensor, Tensor]:
+    dtype = accumulation_dtype(pairs.anchors.dtype)
+    like = pairs.anchors.new_empty(pairs.anchors.shape[0], dtype=dtype)
+    return like, torch.empty_like(like)
+
+
+@declare.op("multi_positive_across_backward")
+def _backward(
+    pairs: LabelledPairs, bounded: bool, group: str, grad: Tensor, negatives: Tensor, needs: Needs
+) -> tuple[Tensor, Tensor]:
+    """Gradients of rows and scale, in their dtype; an empty tensor for one not asked for."""
+    return _gradients(pairs, bounded, group, grad, negatives, needs, [])
+
+
+@_backward.fake
+def _(
+    pairs: LabelledPairs, bounded: bool, group: str, grad: Tensor, negatives: Tensor, needs: Needs
+) -> tuple[Tensor, Tensor]:
+    rows, _, scale = pairs.fake_gradients(needs)
+    return rows, scale
+
+
+@_forward.differentiable
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        *fields, bounded, group = arguments
+        pairs = LabelledPairs(*fields)
+        blocks: list[Block] = []
+        if declare.is_eager(pairs.anchors, pairs.labels, pairs.scale_tensor):
+            negatives, sums, blocks = _sums(pairs, bounded, group)
+        else:
+            negatives, sums = _forward.below_autograd(pairs, bounded, group)
+        ctx.save_for_backward(pairs.anchors, pairs.labels, pairs.scale_tensor, negatives)
+        ctx.scale, ctx.bounded, ctx.group, ctx.blocks = pairs.scale, bounded, group, blocks
+        ctx.mark_non_differentiable(negatives)
+        return negatives, sums
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        anchors, labels, scale_tensor, negatives = ctx.saved_tensors
+        pairs = LabelledPairs(anchors, None, labels, None, "different", ctx.scale, scale_tensor)
+        wanted = ctx.needs_input_grad
+        needs = Needs(wanted[0], False, wanted[6])
+        if ctx.blocks and not torch.is_grad_enabled():
+            gradients = _gradients(
+                pairs, ctx.bounded, ctx.group, grad, negatives, needs, ctx.blocks
+            )
+        else:
+            gradients = _backward(pairs, ctx.bounded, ctx.group, grad, negatives, needs)
+        rows = gradients[0] if needs.need_anchors else None
+        scale = gradients[1] if needs.need_scale else None
+        return rows, None, None, None, None, None, scale, None, None
+
+
+_backward.without_second_derivative(of="multi_positive_across")
