@@ -13,9 +13,14 @@ the others waiting, as with any collective.
 What travels where anchors are compared with each other (SupCon, SAACL's batch form, NT-Xent): the prepared
 rows once, in their own dtype, and in the backward pass two float32 numbers a row. For W processes of b rows of
 d elements of s bytes that is (W − 1) · b · (d · s + 8) bytes to each process, one mask byte a row, and a count.
-Rows travel once more in the backward pass under `torch.compile`, where keys are rows of their own that get a
-gradient (InfoNCE, CLIP), and where all rows are more than `GATHER_LIMIT` bytes: then they go round in a ring
-and are never all in one place.
+The multi-positive NT-Xent sends labels too and two numbers for each of its two sums: (W − 1) · b · (d · s + 8 + 16).
+
+Where keys are other rows than the anchors, both travel once: anchors have to reach the keys that get a gradient
+from them. CLIP sends images and texts in the forward pass, (W − 1) · b · (2 · d · s + 16) in all; InfoNCE and SigLIP
+keys or texts there, and queries or images with their two numbers in the backward pass, (W − 1) · b · (2 · d · s + 8).
+
+Rows travel once more in the backward pass under `torch.compile`, and where all rows are more than `GATHER_LIMIT`
+bytes: then they go round in a ring and are never all in one place. No gradients of rows travel, ever.
 
 A process group is known by its name, which ops can take as an argument and `torch.compile` can trace.
 """

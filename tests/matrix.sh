@@ -48,7 +48,7 @@ try() { # python torch triton numpy log
   {
     "$python" -m pip install --quiet ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} "torch==$2" &&
       "$python" -m pip install --quiet "$(release numpy "${4%.*}.${4##*.}")" "$([ "$3" = latest ] && echo triton || echo "triton==$3")" &&
-      ACTION_KERNELS_CUDA_ARCHS= "$python" -m pip install --quiet . "pytest>=8" "pytest-benchmark>=4" ninja "setuptools>=77" hypothesis safetensors
+      ACTION_KERNELS_CUDA_ARCHS= "$python" -m pip install --quiet . "pytest>=8" "pytest-benchmark>=4" ninja "setuptools>=77" hypothesis safetensors scipy
   } >> "$5" 2>&1 || { echo "skipped: cannot be installed: $(grep -m 1 ERROR "$5" | cut -c 1-120)"; return; }
   if (cd "$work" && "$environment/bin/pytest" -q -m "not slow and not gpu" --ignore="$root/tests/trainer" \
     --ignore="$root/tests/clients" -c "$root/pyproject.toml" --rootdir "$root" "$root/tests") >> "$5" 2>&1; then

@@ -50,7 +50,7 @@ class Op:
         if torch.compiler.is_compiling() or not is_eager(*flat):
             return self.overload(*flat)
         refuse_forward_mode(self.name, flat)
-        if self._function and torch.is_grad_enabled() and torch._C._any_requires_grad(*flat):
+        if self._function and torch.is_grad_enabled() and _any_requires_grad(*flat):
             return super(torch.autograd.Function, self._function).apply(*flat)  # type: ignore[misc]
         return self.run(*self._grouped(flat))
 
@@ -86,7 +86,7 @@ class Op:
 
         def autograd_kernel(*flat: Any) -> Any:
             refuse_forward_mode(self.name, flat)
-            if torch.is_grad_enabled() and torch._C._any_requires_grad(*flat):
+            if torch.is_grad_enabled() and _any_requires_grad(*flat):
                 return _apply(function, flat)
             return self._below_autograd(*flat)
 
@@ -158,6 +158,11 @@ def is_eager(*arguments: Any) -> bool:
     return True
 
 
+def _one_requires_grad(*arguments: Any) -> bool:
+    return any(isinstance(value, Tensor) and value.requires_grad for value in arguments)
+
+
+_any_requires_grad = getattr(torch._C, "_any_requires_grad", _one_requires_grad)  # not in torch 2.6
 _PLAIN = (Tensor, torch.nn.Parameter)
 _EAGER = frozenset((*_PLAIN, type(None), float, int, bool, torch.dtype))
 
@@ -240,7 +245,7 @@ def _schema(run: Function) -> str:
 
 
 def _known_to_torch(kind: Any) -> Any:
-    """Sequences as torch 2.6 to 2.8 know them: by the name they have in `typing`."""
+    """A sequence by its name in `typing`, the only one that torch 2.6 knows."""
     if typing.get_origin(kind) is Sequence:
         return typing.Sequence[typing.get_args(kind)]  # type: ignore[misc]
     return kind
