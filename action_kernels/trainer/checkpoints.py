@@ -40,6 +40,7 @@ MAY_CHANGE = frozenset(
         "validate_every",
         "checkpoint_every",
         "snapshot_every",
+        "pictures",
         "final_list",
         "max_iterations",
         "pretrain_iterations",

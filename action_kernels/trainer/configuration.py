@@ -279,6 +279,9 @@ class RunConfiguration:
         "steps between two snapshots of the student's weights, all of which are kept; 0 keeps none",
         least=0, most=1000 * _MILLION,
     )  # fmt: skip
+    pictures: bool = _setting(
+        True, "draw the curves of a training, and panels of its validations for TensorBoard"
+    )
     final_list: Literal["val", "test"] = _setting(
         "val", "the patients on whom the finished run is evaluated"
     )

@@ -386,7 +386,7 @@ def train_stage(run: Run, name: StageName, images: TrainingImages, stop: StopReq
     if stop.requested:
         raise Interrupted(f"stopped after step {loop.done} of {total} of {name}")
     title = f"{name}, {total} steps"
-    if run.world.is_first:
+    if run.world.is_first and config.run.pictures:
         training_figure(
             record.history, title, run.dataset.task, checkpoints.folder / "training.png"
         )
@@ -419,7 +419,7 @@ def validate(run: Run, stage: Stage, record: Record, iteration: int) -> Summary:
     for result in evaluate_cases(
         network, run.validator, run.part("val"), task, run.dataset.spacing, run.world
     ):
-        if not scores:
+        if not scores and run.config.run.pictures:
             record.add_panel(iteration, result.case.name, panel_of(run, stage, result))
         scores[result.case.name] = result.scores
     return run.world.from_first(lambda: summarise(scores, task))

@@ -8,7 +8,7 @@ missing in the last slices); look-alikes of the blood pools outside the heart; a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 from scipy import ndimage
@@ -144,6 +144,15 @@ def draw_patient(seed: int, number: int, size: int = SIZE, slices: int = SLICES)
     return [draw_volume(anatomy, systole, rng, size, slices) for systole in (False, True)]
 
 
+@lru_cache(maxsize=64)
+def _drawn(seed: int, number: int, size: int, slices: int) -> list[Frame]:
+    """`draw_patient`, kept in memory: both frames are read, by one run after the other. Not to be written to."""
+    frames = draw_patient(seed, number, size, slices)
+    for array in (array for frame in frames for array in frame):
+        array.setflags(write=False)
+    return frames
+
+
 def phantom_cases(patients: int, seed: int, spatial_dims: int = 2) -> tuple[Case, ...]:
     """Both frames of `patients` phantoms, ``phantom001_frame01`` …; as stacks of slices, or as volumes (x, y, z)."""
     read = _read if spatial_dims == 2 else _read_3d
@@ -160,11 +169,11 @@ def phantom_cases(patients: int, seed: int, spatial_dims: int = 2) -> tuple[Case
 
 
 def _read(seed: int, number: int, frame: int) -> Volume:
-    image, label = draw_patient(seed, number)[frame]
+    image, label = _drawn(seed, number, SIZE, SLICES)[frame]
     return Volume(image[None], label, None, Grid(image.shape[::-1], axes=(2, 1, 0)))
 
 
 def _read_3d(seed: int, number: int, frame: int) -> Volume:
-    image, label = draw_patient(seed, number, SIZE_3D, SLICES_3D)[frame]
+    image, label = _drawn(seed, number, SIZE_3D, SLICES_3D)[frame]
     image, label = (np.ascontiguousarray(a.transpose(2, 1, 0)) for a in (image, label))
     return Volume(image[None], label, None, Grid(image.shape))

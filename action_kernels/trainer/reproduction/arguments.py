@@ -102,5 +102,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-missing", action="store_true", help="as of 'train'")
     parser.add_argument("--device", help="'auto', 'cpu', 'cuda' … (default: auto)")
     parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="processes that take runs, the threads shared among them (default: 1; on the CPU one a core at scales "
+        "up to 0.01, where steps are too small for threads)",
+    )
+    parser.add_argument(
         "--num-workers", type=int, metavar="N", help="processes that prepare batches (default: 2)"
     )

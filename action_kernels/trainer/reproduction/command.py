@@ -18,6 +18,7 @@ from ..stopping import tell
 from .collect import collect, over_training, spent
 from .cost import CostModel
 from .data import PHANTOM, Source, find_sources
+from .jobs import carry_out_side_by_side, chosen_jobs
 from .measure import Wanted
 from .pictures import methods_figure
 from .plan import Entry, PlannedRun, Planner, distinct
@@ -26,7 +27,7 @@ from .render import markdown, write_report
 from .report import Report
 from .scale import Scale
 from .tables import SETTINGS, Table, chosen_tables, settings_of
-from .work import Failure, carry_out, is_left
+from .work import Failure, is_left
 
 OK, FAILED = 0, 2
 
@@ -93,14 +94,15 @@ def reproduce(arguments: argparse.Namespace) -> int:
     runs = one_run(job, arguments.digest) if arguments.digest else job.runs
     needs = job.needs
     left = [run for run in runs if is_left(run, needs, job.root)]
+    jobs = chosen_jobs(arguments.jobs, job.scale, arguments.device, len(left))
     if not arguments.digest:
         tell(f"runs        {len(runs)}, {len(runs) - len(left)} of them finished; in {job.root}")
         if left:
-            tell(*CostModel(job.sources).lines(left))
+            tell(*CostModel(job.sources, jobs).lines(left))
     if arguments.estimate:
         return OK
     job.root.mkdir(parents=True, exist_ok=True)
-    failures = carry_out(runs, needs, job.root)
+    failures = carry_out_side_by_side(jobs, runs, needs, job.root)
     if not arguments.digest:
         write(job)
     tell(*(failed(failure, job.root) for failure in failures))
@@ -122,6 +124,7 @@ def prepare_job(arguments: argparse.Namespace) -> Job:
         TrainerError: when an option is not accepted, or nothing is left of what was asked for.
     """
     check_seeds(arguments.seeds)
+    chosen_jobs(arguments.jobs, Scale(), arguments.device, 1)
     scale, tables = Scale(arguments.scale), chosen_tables(tuple(arguments.what))
     sources = find_sources(arguments.data, allow_missing=arguments.allow_missing)
     options = {

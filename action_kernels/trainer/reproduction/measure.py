@@ -57,10 +57,13 @@ def _mark(run: Run, stage: StageName) -> None:
 
 
 def _test_checkpoints(run: Run, name: StageName) -> None:
+    summaries: dict[int, Summary] = {}  # by step: the last checkpoint may be the best one too
+    stage = run.new_stage(name)
     for kind, folder in CHECKPOINTS.items():
-        stage = run.new_stage(name)
         progress = run.checkpoints(name).load(stage, kind)
-        summary = scores_on_test(run, stage.modules["network"])
+        if progress.iteration not in summaries:
+            summaries[progress.iteration] = scores_on_test(run, stage.modules["network"])
+        summary = summaries[progress.iteration]
         (run.folder / folder).mkdir(exist_ok=True)
         facts = about(run, name, kind, "test", progress.iteration)
         write_summary(summary, facts, run.folder / folder)

@@ -27,7 +27,7 @@ from ..stopping import tell
 from .measure import Wanted, measure, missing
 from .plan import PlannedRun
 
-SECONDS_BETWEEN_LOOKS = 5.0
+SECONDS_BETWEEN_LOOKS = 2.0
 SESSIONS = "sessions"
 # What an interrupted run takes from the command that goes on with it, not from where it began.
 OF_THE_PLACE = ("data", "allow_missing", "init_from", "device", "num_workers")

@@ -170,7 +170,7 @@ def test_scale_follows_its_rules():
     assert config.optimiser.learning_rate == pytest.approx(0.01 * 0.05**-0.5)
     assert config.finetune.queue_size == round(12288 * (96 / 256) ** 2)
     assert config.finetune.queries_per_class == round(256 * (96 / 256) ** 2)
-    assert config.run.validate_every == 1000 // 9
+    assert config.run.validate_every == 1000 // 7
     assert (config.data.labelled_batch, config.finetune.center_weight) == (4, 0.2)
     assert Scale(0.05).suffix == "-scale-0.05"
     shortest = Scale(1e-5).apply(preset("acdc-10"))

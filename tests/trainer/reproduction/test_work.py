@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 
 import pytest
+import torch
 from trainer.reproduction.test_plan import parse
 
 from action_kernels.trainer.cli import main
 from action_kernels.trainer.errors import TrainerError
 from action_kernels.trainer.locking import Locked
 from action_kernels.trainer.loop import Loop
-from action_kernels.trainer.reproduction import work
+from action_kernels.trainer.reproduction import jobs, measure, work
 from action_kernels.trainer.reproduction.command import prepare_job
 from action_kernels.trainer.reproduction.cost import (
     LARGEST_PROBE,
@@ -21,15 +23,12 @@ from action_kernels.trainer.reproduction.cost import (
     probe,
     step_operations,
 )
+from action_kernels.trainer.reproduction.jobs import carry_out_side_by_side, chosen_jobs
+from action_kernels.trainer.reproduction.scale import Scale
 from action_kernels.trainer.reproduction.work import carry_out
 from action_kernels.trainer.stopping import Interrupted
 
-WORDS = "--data phantom --on acdc-10 --seeds 0 --scale 0.0002 --device cpu".split()
-
-
-@pytest.fixture(autouse=True)
-def no_pictures_of_training(monkeypatch):
-    monkeypatch.setattr("action_kernels.trainer.run.training_figure", lambda *_: None)
+WORDS = "--data phantom --on acdc-10 --seeds 0 --scale 0.0002 --device cpu --jobs 1".split()
 
 
 def sessions(root):
@@ -165,6 +164,56 @@ def test_a_run_of_another_process_is_waited_for(job, monkeypatch):
     assert not (first.folder(job.root) / "sessions").exists()
 
 
+# Side by side
+
+
+@pytest.mark.slow
+def test_another_process_takes_runs(job, monkeypatch):
+    """All of them where the first one takes none; it waits for the other."""
+    monkeypatch.setattr(jobs, "carry_out", lambda *_: [])
+    assert carry_out_side_by_side(2, job.runs, job.needs, job.root) == []
+    assert job.left() == []
+    assert len(sessions(job.root)) == len(job.runs)
+    assert str(os.getpid()) not in {path.stem.split("-")[-1] for path in sessions(job.root)}
+
+
+def test_how_many_processes(monkeypatch):
+    monkeypatch.setattr(jobs, "cores", lambda: 4)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert chosen_jobs(None, Scale(0.002), None, 100) == 4
+    assert chosen_jobs(None, Scale(0.002), "cpu", 3) == 3
+    assert chosen_jobs(None, Scale(0.1), None, 100) == 1
+    assert chosen_jobs(None, Scale(0.002), "cuda", 100) == 1
+    assert chosen_jobs(2, Scale(), "cuda", 100) == 2
+    with pytest.raises(TrainerError, match="--jobs: 0 was given, a whole number from 1 on"):
+        chosen_jobs(0, Scale(), None, 1)
+
+
+def test_processes_share_the_threads(monkeypatch):
+    monkeypatch.setattr(jobs, "cores", lambda: 6)
+    assert [jobs.threads_of(count) for count in (2, 4, 8)] == [3, 1, 1]
+    assert jobs.threads_of(1) == torch.get_num_threads()
+
+
+def test_the_test_list_is_read_once_where_the_last_checkpoint_is_the_best(job, monkeypatch):
+    reads = []
+    scores = measure.scores_on_test
+
+    def counted(run, network):
+        reads.append(run.folder)
+        return scores(run, network)
+
+    monkeypatch.setattr(measure, "scores_on_test", counted)
+    run = job.runs[0]
+    assert carry_out([run], job.needs, job.root) == []
+    found = [
+        json.loads((run.folder(job.root) / folder / "metrics.json").read_text())
+        for folder in ("test", "test-best")
+    ]
+    assert [one["checkpoint"] for one in found] == ["last", "best"]
+    assert len(reads) == len({one["iteration"] for one in found})
+
+
 # Cost
 
 
@@ -207,6 +256,9 @@ def test_an_estimate_adds_up(job):
     assert all(cost.seconds > 0 for cost in costs)
     assert sum(cost.steps for cost in costs) == 12
     assert "3 runs, 12 steps" in model.lines(job.runs)[0]
+    assert "one process with" in model.lines(job.runs)[1]
+    shared = CostModel(job.sources, jobs=2).lines(job.runs)
+    assert "2 processes with" in shared[1]
     assert "nothing is left" in model.lines([])[0]
 
 
