@@ -224,8 +224,11 @@ template <class I>
 void weigh_plane(const ak_class_maps& m, const SumsShape& shape, const SumsWork& work, const int64_t* labels,
                  int64_t first, int64_t last, float* line, float* rows) {
   const Range range = positions_of(work.readings[1], m.fine[1], first, last);
+  const size_t bytes = static_cast<size_t>(m.fine[2]) * sizeof(int64_t);
   for (int64_t y = range.first; y < range.last; ++y) {
-    weigh_line(m, labels + y * m.fine[2], work.readings[2], shape, line);
+    const int64_t* own = labels + y * m.fine[2];
+    const bool is_alike = y > range.first && std::memcmp(own, own - m.fine[2], bytes) == 0;  // most are background
+    if (!is_alike) weigh_line(m, own, work.readings[2], shape, line);
     for_each_row(work.readings[1], m.fine[1], y, first, last, [&](int64_t tap, int64_t row, float weight) {
       add_scaled<I>(weight, line, shape.line_weights, rows + (row * 3 + tap) * shape.line_weights);
     });
@@ -319,17 +322,24 @@ void add_block(const ClassSumsCall& call, const SumsShape& shape, int64_t image,
 // ------------------------------------------------------------------------------------------ maps as fine as the labels
 
 // Classes of the pixels whose taps read a line of cells, a line of labels for each tap of the other axes; `classes`
-// stands for none, which one more at either end is too.
+// stands for none, which one more at either end is too. `is_next`: `lines` holds those of the line y − 1.
 inline void load_label_lines(const ak_class_maps& m, const SumsShape& shape, int64_t image, int64_t z, int64_t y,
-                             int32_t* lines) {
+                             bool is_next, int32_t* lines) {
   const int32_t none = static_cast<int32_t>(m.classes);
-  for (int64_t line = 0; line < shape.lines; ++line, lines += m.fine[2] + 2) {
+  const int64_t length = m.fine[2] + 2;
+  for (int64_t line = 0; line < shape.lines; ++line, lines += length) {
+    if (is_next && line % 3 > 0) continue;
+    if (is_next) std::memmove(lines + length, lines, static_cast<size_t>(2 * length) * sizeof(int32_t));
     const int64_t from_z = m.axes == 2 ? 0 : z + 1 - line / 3, from_y = y + 1 - line % 3;
     const bool exists = from_z >= 0 && from_z < m.fine[0] && from_y >= 0 && from_y < m.fine[1];
     const int64_t* labels = m.labels + ((image * m.fine[0] + from_z) * m.fine[1] + from_y) * m.fine[2];
     lines[0] = lines[m.fine[2] + 1] = none;
+    if (!exists) {
+      for (int64_t x = 0; x < m.fine[2]; ++x) lines[x + 1] = none;
+      continue;
+    }
     for (int64_t x = 0; x < m.fine[2]; ++x) {
-      const bool counts = exists && labels[x] >= 0 && labels[x] < m.classes;
+      const bool counts = static_cast<uint64_t>(labels[x]) < static_cast<uint64_t>(m.classes);
       lines[x + 1] = counts ? static_cast<int32_t>(labels[x]) : none;
     }
   }
@@ -351,8 +361,15 @@ void add_exact_line(const ak_class_maps& m, const SumsShape& shape, int64_t widt
     const float* cell = scratch.cells + x * sums_group;
     const int32_t* shared = scratch.shared + x;
     if (shared[0] >= 0 && shared[0] == shared[1] && shared[0] == shared[2]) {
+      int64_t last = x;  // of cells that the same class surrounds
+      while (last + 1 < length && scratch.shared[last + 3] == shared[0]) ++last;
       float* sums = scratch.alike + shared[0] * sums_group;
-      for (int64_t c = 0; c < width; c += I::lanes) I::store(sums + c, I::add(I::load(sums + c), I::load(cell + c)));
+      for (int64_t c = 0; c < width; c += I::lanes) {
+        typename I::Vec sum = I::load(sums + c);
+        for (int64_t k = 0; k <= last - x; ++k) sum = I::add(sum, I::load(cell + k * sums_group + c));
+        I::store(sums + c, sum);
+      }
+      x = last;
       continue;
     }
     for (int64_t line = 0; line < shape.lines; ++line)
@@ -377,7 +394,7 @@ void add_exact_block(const ClassSumsCall& call, const SumsShape& shape, int64_t 
     for (int64_t row = first; row < last; ++row)
       for (int64_t i = 0; i < inner; ++i) {
         const int64_t z = m.axes == 2 ? 0 : row, y = m.axes == 2 ? row : i;
-        load_label_lines(m, shape, image, z, y, scratch.labels);
+        load_label_lines(m, shape, image, z, y, m.axes == 2 ? row > first : i > 0, scratch.labels);
         find_shared(shape, m.fine[2] + 2, scratch.labels, scratch.shared);
         load_cells(call, image * call.strides[0] + z * call.strides[2] + y * call.strides[3], channel, channels,
                    width, scratch.cells);

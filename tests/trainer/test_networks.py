@@ -11,8 +11,12 @@ import pytest
 import torch
 from torch import nn
 
+from action_kernels import SampledHead
 from action_kernels.trainer.errors import TrainerError
 from action_kernels.trainer.networks import (
+    DenseEmbeddings,
+    EmbeddingsInTurn,
+    SampledEmbeddings,
     SegmentationModel,
     adapt,
     build_network,
@@ -432,3 +436,31 @@ def test_a_factory_of_a_package():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "UNet (256, 128, 64, 32, 16)"
+
+
+@pytest.mark.parametrize("kind", [SampledEmbeddings, DenseEmbeddings])
+def test_embeddings_in_turn_are_those_of_the_pyramids_put_together(kind):
+    """At pixels of both passes, absent ones too, with gradients; and the means of the classes, one in the first alone."""
+    generator = torch.Generator().manual_seed(0)
+    head = SampledHead((4, 3), 5, 2).double()
+    pyramids = [
+        [torch.randn(images, channels, side, side, generator=generator).double().requires_grad_()
+         for channels, side in ((4, 4), (3, 7))]
+        for images in (2, 1)
+    ]  # fmt: skip
+    first, second = (kind(head, tuple(pyramid), 3) for pyramid in pyramids)
+    together = kind(head, tuple(torch.cat(levels) for levels in zip(*pyramids, strict=True)), 3)
+    index = torch.randint(0, 3 * 49, (2, 40), generator=generator)
+    index[0, :5] = -1
+    labels = torch.randint(-1, 2, (3, 7, 7), generator=generator)
+    labels[0, 0, :3] = 2
+    turn = EmbeddingsInTurn(first, second, 2, 49)
+    weights = torch.randn(2, 40, 5, generator=generator).double()
+    leaves = [level for pyramid in pyramids for level in pyramid]
+    found, wanted = turn.at(index), together.at(index)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(
+        torch.autograd.grad((found * weights).sum(), leaves),
+        torch.autograd.grad((wanted * weights).sum(), leaves),
+    )
+    torch.testing.assert_close(turn.prototypes(labels), together.prototypes(labels))

@@ -8,7 +8,7 @@ to fine, the last one of the logits' size. `build_network` makes one by name; `a
 from .adapt import Adapted, adapt, load_network
 from .basic import PyramidBasicUNet
 from .build import NETWORKS, build_network
-from .embeddings import DenseEmbeddings, Embeddings, SampledEmbeddings
+from .embeddings import DenseEmbeddings, Embeddings, EmbeddingsInTurn, SampledEmbeddings
 from .layers import Pyramid
 from .model import SegmentationModel
 from .synchronised import synchronised
@@ -20,6 +20,7 @@ __all__ = [
     "Adapted",
     "DenseEmbeddings",
     "Embeddings",
+    "EmbeddingsInTurn",
     "Pyramid",
     "PyramidBasicUNet",
     "SampledEmbeddings",

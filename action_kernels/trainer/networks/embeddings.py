@@ -54,6 +54,29 @@ class DenseEmbeddings:
         return one_hot @ self.map / counts.clamp(min=1)[:, None], counts
 
 
+class EmbeddingsInTurn:
+    """The pixel embeddings of two forward passes, the images of the second after those of the first.
+
+    Their maps stay where they are: put together, all pixels of them would be copied for the few that are used.
+    """
+
+    def __init__(self, first: Embeddings, second: Embeddings, images: int, pixels: int) -> None:
+        """`images` of the first, of `pixels` each."""
+        self.first, self.second, self.images, self.pixels = first, second, images, images * pixels
+
+    def at(self, index: Tensor) -> Tensor:
+        is_first = index < self.pixels
+        rows = self.first.at(index.where(is_first, -1))
+        return rows + self.second.at((index - self.pixels).where(~is_first, -1))
+
+    def prototypes(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        means, counts = self.first.prototypes(labels[: self.images])
+        others, more = self.second.prototypes(labels[self.images :])
+        total = counts + more
+        sums = means * counts[:, None].to(means.dtype) + others * more[:, None].to(means.dtype)
+        return sums / total.clamp(min=1)[:, None].to(means.dtype), total
+
+
 EMBEDDINGS: dict[str, type[SampledEmbeddings] | type[DenseEmbeddings]] = {
     "sampled": SampledEmbeddings,
     "dense": DenseEmbeddings,

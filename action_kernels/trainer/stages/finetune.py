@@ -21,7 +21,7 @@ from ..data.transforms import draw_strong_augmentation
 from ..method.objectives import pseudo_label_loss, supervised_loss
 from ..method.pseudo_labels import PseudoLabelled, mix_images, pseudo_label
 from ..method.teacher import make_teacher, ramped_momentum, update_teacher
-from ..networks import Embeddings, Pyramid
+from ..networks import Embeddings, EmbeddingsInTurn, Pyramid
 from ..shares import Share
 from .stage import Losses, Setup, detached
 
@@ -162,12 +162,15 @@ class Finetune:
         if config.saacl_weight:
             saacl_index, counts = self.draw_pixels(None, labels)
         if config.anco_weight:
-            # The labelled images come first, so that SAACL's pixels keep their numbers.
-            pyramid = tuple(torch.cat(levels) for levels in zip(pyramid, mixed[1], strict=True))
             all_labels = torch.cat([labels, pseudo.reliable(config.weak_threshold)])
             all_logits = share.joined(torch.cat([logits, mixed[0]]).detach())
             anco_index, _ = self.draw_pixels(all_logits, all_labels, config.strong_threshold)
-        embeddings = share.embeddings(self.student.embeddings(pyramid), labels.shape[1:])
+        embeddings = self.student.embeddings(pyramid)
+        if config.anco_weight:
+            # The labelled images come first, so that SAACL's pixels keep their numbers.
+            of_mixed, pixels = self.student.embeddings(mixed[1]), labels.shape[1:].numel()
+            embeddings = EmbeddingsInTurn(embeddings, of_mixed, len(logits), pixels)
+        embeddings = share.embeddings(embeddings, labels.shape[1:])
         # In autocast's dtype, so that SAACL's products with the queue are of half precision too.
         rows = embeddings.at(torch.cat([saacl_index, anco_index]))
         saacl_rows, anco_rows = rows.split([len(saacl_index), len(anco_index)])
