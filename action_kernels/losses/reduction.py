@@ -50,7 +50,7 @@ def reduce(
     if reduction == "sum":
         return values.sum()
     if part is None and weights is None and group is None:
-        return values.sum() / torch.sym_max(values.numel(), 1)
+        return values.sum() / max(values.numel(), 1)
     total = all_reduce_sum(_total_weight(values, part, weights), group)
     return values.sum() / total.where(total > 0, 1)
 
