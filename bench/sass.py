@@ -12,10 +12,10 @@ from pathlib import Path
 import triton
 
 # Clocks that one warp's instruction keeps a unit of its quarter of a multiprocessor busy: 256 multiplications a
-# clock on sm_80, 512 on sm_90; 4 exponentials a clock.
+# clock on sm_80, 512 on sm_90; 4 special functions (exponentials, logarithms, inverse roots) a clock.
 CLOCKS_OF_MMA = {80: 8, 90: 4}
-CLOCKS_OF_EXPONENTIAL = 8
-FEWEST_EXPONENTIALS = 8  # a loop with fewer is no loop over tiles
+CLOCKS_OF_SPECIAL = 8
+FEWEST_SPECIALS = 8  # a loop with fewer is no loop over tiles
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Kernel:
         """Issue slots of the hot loop over the clocks of the unit that bounds it.
 
         A scheduler issues one instruction a clock: at 1 it is the limit, not the tensor cores nor the
-        exponentials. The hot loop is the last of those that multiply: kernels take the tiles that need
+        special functions. The hot loop is the last of those that multiply: kernels take the tiles that need
         masks first. None where no loop multiplies, or by instructions that are not counted here.
         """
         shares = [
@@ -70,16 +70,16 @@ class Kernel:
 
 
 def _clocks(loop: list[str], capability: int) -> int | None:
-    exponentials = sum("MUFU.EX2" in text for text in loop)
+    specials = sum("MUFU" in text for text in loop)
     group_products = [int(m[1]) for text in loop if (m := re.search(r"HGMMA\.64x(\d+)x16", text))]
     products = sum("HMMA" in text for text in loop)
-    if exponentials < FEWEST_EXPONENTIALS:
+    if specials < FEWEST_SPECIALS:
         return None
     if products and capability not in CLOCKS_OF_MMA:
         return None
     tensor = sum(columns // 2 for columns in group_products)
     tensor += products * CLOCKS_OF_MMA.get(capability, 0)
-    return max(tensor, exponentials * CLOCKS_OF_EXPONENTIAL)
+    return max(tensor, specials * CLOCKS_OF_SPECIAL)
 
 
 def kernels(binary: bytes) -> list[Kernel]:

@@ -154,26 +154,54 @@ def test_no_rows_and_no_keys(device):
         assert lse.tolist() == [-torch.inf] * 5
 
 
+def test_products_of_more_factors_than_one_logarithm_serves(device, monkeypatch):
+    """Σ log(1 + e^x), of which the products are 2^m at most, at x = 0, and 1 + e^−40 at the least."""
+    monkeypatch.setattr(tuning, "splits", lambda *_: 1)
+    m = 16 * (labelled_pairs.FACTORS.value + 2) + 3
+    anchors, keys = torch.zeros(17, 16, device=device), torch.zeros(m, 16, device=device)
+    labels = torch.zeros(17, dtype=torch.int64, device=device)
+    of_keys = torch.ones(m, dtype=torch.int64, device=device)
+    offsets = torch.linspace(-40, 40, 17, device=device)
+    pairs = LabelledPairs(anchors, keys, labels, of_keys, "different", 1.0)
+    sums = labelled_pairs.pairwise_softplus_forward(pairs, offsets).double()
+    expected = m * torch.nn.functional.softplus(offsets.double(), threshold=100)
+    # an exponent is rounded once, to a power of two
+    assert ((sums / expected - 1).abs() <= (4 + offsets.abs()) * 2**-23).all()
+
+
 @pytest.mark.parametrize("same", [True, False])
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize(("n", "m"), [(50, 90), (16, 16), (3, 200)])
 def test_tiles_that_are_visited(device, n, m, pattern, same):
     """All in which a pair counts, and of those whose pairs all or none count none that need not be."""
-    tiles = tuning.Tiles(16, 16, 4, 1)
-    labels, key_labels = labels_of(pattern, n), labels_of(pattern, m, seed=1)
-    rows, others = ByClass.of(labels.to(device)), ByClass.of(key_labels.to(device))
-    relation = relate(rows, others, same, tiles)
+    rows, others = (ByClass.of(labels_of(pattern, size, seed=size).to(device)) for size in (n, m))
+    check_visits(rows, others, same)
+    check_visits(rows, rows, same)
+
+
+def check_visits(rows, others, same):
+    relation = relate(rows, others, same, tuning.Tiles(16, 16, 4, 1))
     y, k = rows.labels.cpu(), others.labels.cpu()
     equal = (y[:, None] == k) & (y >= 0)[:, None]
     counts = equal if same else ~equal & (y >= 0)[:, None] & (k >= 0)
+    if others is rows:
+        counts &= ~torch.eye(len(y), dtype=torch.bool)
+    tiles = range(-(-len(k) // 16))
     for block, visit in enumerate(relation.visits.tolist()):
-        steps, begin, before, gap = visit[:4]
-        met = {begin + step + (gap if step >= before else 0) for step in range(steps)}
-        assert len(met) == steps
+        begin, whole, whole_end, gap, gap_end, rest, rest_end, end = ends = visit[:8]
+        assert ends == sorted(ends)
+        met = {*range(begin, gap), *range(gap_end, end)}
+        without_a_look = {*range(whole, whole_end), *range(rest, rest_end)}
         of_block = counts[16 * block : 16 * block + 16]
-        needed = {
-            tile for tile in range(-(-m // 16)) if of_block[:, 16 * tile : 16 * tile + 16].any()
+        that_take_part = of_block[y[16 * block : 16 * block + 16] >= 0]
+        needed = {tile for tile in tiles if of_block[:, 16 * tile : 16 * tile + 16].any()}
+        full = {
+            tile
+            for tile in tiles
+            if 16 * tile + 16 <= len(k) and that_take_part[:, 16 * tile : 16 * tile + 16].all()
         }
-        assert needed <= met <= set(range(-(-m // 16)))
+        assert needed <= met <= set(tiles)
+        assert without_a_look <= (met & full)
         if len(set(y[16 * block : 16 * block + 16].tolist())) == 1:  # one class
             assert len(met) <= len(needed) + 1
+            assert without_a_look == met & full

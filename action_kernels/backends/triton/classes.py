@@ -1,7 +1,8 @@
 """Rows in the order of their classes, and which tiles of pairs an op on classes has to visit.
 
 In that order the keys of an anchor's class are one run of places. The tiles in which any pair counts
-are then all but one run of them, of most all pairs count, and the others compare a column's place with
+are then all but one run of them. Of most, all pairs count: these *whole* tiles are two runs, and a loop
+of its own takes them without a look at classes. In the *partial* ones a column's place is compared with
 the ends of each row's run.
 """
 
@@ -17,8 +18,11 @@ from torch import Tensor
 from action_kernels.backends.triton.device import launch
 from action_kernels.backends.triton.tuning import RowTiles, Tiles
 
-# Of a tile of rows: what `_relate_kernel` writes and `visited_tile` and `all_count` read.
-STEPS, BEGIN, BEFORE, GAP, LOW, HIGH, VALID, VISIT = (tl.constexpr(i) for i in range(8))
+# Of a tile of rows, in ascending order: where the others' tiles begin and end that it visits, those of
+# them that are whole, and the gap between that it leaves out. Then the first place that takes part.
+BEGIN, WHOLE, WHOLE_END, GAP, GAP_END, REST, REST_END, END, VALID, VISIT = (
+    tl.constexpr(i) for i in range(10)
+)
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,7 @@ def relate(rows: ByClass, others: ByClass, same: bool, tiles: Tiles) -> Relation
         other_count,
         other_count.bit_length() + 1,
         SAME=same,
+        SELF=others is rows,
         ROWS=tiles.rows,
         KEYS=tiles.keys,
     )
@@ -139,6 +144,7 @@ def _relate_kernel(
     other_count,
     halvings,
     SAME: tl.constexpr,
+    SELF: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
@@ -159,23 +165,37 @@ def _relate_kernel(
     if SAME:
         begin = low // KEYS
         end = tl.where(high > low, tl.cdiv(high, KEYS), begin)
-        gap_begin = end
-        gap_end = end
-        low = common_low
-        high = common_high
+        whole = tl.cdiv(common_low, KEYS)
+        rest_end = tl.maximum(common_high // KEYS, whole)
+        whole = tl.minimum(tl.maximum(whole, begin), end)
+        rest_end = tl.minimum(tl.maximum(rest_end, whole), end)
+        whole_end = rest_end
+        rest = rest_end
+        if SELF:  # the diagonal is between the two runs
+            start = tl.program_id(0) * ROWS
+            whole_end = tl.minimum(tl.maximum(start // KEYS, whole), rest_end)
+            rest = tl.minimum(tl.maximum(tl.cdiv(start + ROWS, KEYS), whole_end), rest_end)
+        gap = rest
+        gap_end = rest
     else:
         begin = valid // KEYS
         end = tl.cdiv(other_count, KEYS)
-        gap_begin = tl.cdiv(common_low, KEYS)
-        gap_end = tl.maximum(common_high // KEYS, gap_begin)
-    steps = gap_begin - begin + end - gap_end
+        gap = tl.cdiv(common_low, KEYS)
+        gap_end = tl.maximum(common_high // KEYS, gap)
+        whole = tl.minimum(tl.cdiv(valid, KEYS), gap)
+        whole_end = tl.maximum(low // KEYS, whole)
+        rest = tl.maximum(tl.cdiv(high, KEYS), gap_end)
+        rest_end = tl.maximum(other_count // KEYS, rest)
+    nobody = tl.max(takes_part.to(tl.int32), 0) == 0
     out = visits + tl.program_id(0) * VISIT
-    tl.store(out + STEPS, tl.where(tl.max(takes_part.to(tl.int32), 0) > 0, steps, 0))
     tl.store(out + BEGIN, begin)
-    tl.store(out + BEFORE, gap_begin - begin)
-    tl.store(out + GAP, gap_end - gap_begin)
-    tl.store(out + LOW, low)
-    tl.store(out + HIGH, high)
+    tl.store(out + WHOLE, tl.where(nobody, begin, whole))
+    tl.store(out + WHOLE_END, tl.where(nobody, begin, whole_end))
+    tl.store(out + GAP, tl.where(nobody, begin, gap))
+    tl.store(out + GAP_END, tl.where(nobody, begin, gap_end))
+    tl.store(out + REST, tl.where(nobody, begin, rest))
+    tl.store(out + REST_END, tl.where(nobody, begin, rest_end))
+    tl.store(out + END, tl.where(nobody, begin, end))
     tl.store(out + VALID, valid)
 
 
@@ -194,35 +214,40 @@ def _places_before(labels, label, count, halvings, INCLUSIVE: tl.constexpr):  # 
 
 
 @triton.jit
-def visited_tile(visit, step):  # type: ignore[no-untyped-def]
-    """Number of the others' tile met at `step`."""
-    tile = tl.load(visit + BEGIN) + step
-    return tile + tl.where(step >= tl.load(visit + BEFORE), tl.load(visit + GAP), 0)
+def partial_tiles(visit):  # type: ignore[no-untyped-def]
+    """How many of the visited tiles hold pairs that do not count."""
+    steps = tl.load(visit + END) - tl.load(visit + BEGIN)
+    steps -= tl.load(visit + GAP_END) - tl.load(visit + GAP)
+    return steps - whole_tiles_of(visit)
 
 
 @triton.jit
-def all_count(
-    visit,
-    start,
-    other_start,
-    other_count,
-    SAME: tl.constexpr,
-    SELF: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-):  # type: ignore[no-untyped-def]
-    """Whether every pair of a tile of rows that take part with a tile of others counts."""
-    low = tl.load(visit + LOW)
-    high = tl.load(visit + HIGH)
-    other_end = other_start + KEYS
-    if SAME:
-        everyone = (other_start >= low) & (other_end <= high)
-        if SELF:
-            everyone = everyone & ((other_end <= start) | (other_start >= start + ROWS))
-    else:
-        everyone = (other_end <= low) | (other_start >= high)
-        everyone = everyone & (other_start >= tl.load(visit + VALID)) & (other_end <= other_count)
-    return everyone
+def whole_tiles_of(visit):  # type: ignore[no-untyped-def]
+    """How many hold none."""
+    first_run = tl.load(visit + WHOLE_END) - tl.load(visit + WHOLE)
+    return first_run + tl.load(visit + REST_END) - tl.load(visit + REST)
+
+
+@triton.jit
+def partial_tile(visit, step):  # type: ignore[no-untyped-def]
+    """Number of the others' tile that is the partial one met at `step`."""
+    tile = tl.load(visit + BEGIN) + step
+    tile = _past(tile, tl.load(visit + WHOLE), tl.load(visit + WHOLE_END))
+    tile = _past(tile, tl.load(visit + GAP), tl.load(visit + GAP_END))
+    return _past(tile, tl.load(visit + REST), tl.load(visit + REST_END))
+
+
+@triton.jit
+def whole_tile(visit, step):  # type: ignore[no-untyped-def]
+    """The same of the whole ones."""
+    tile = tl.load(visit + WHOLE) + step
+    return _past(tile, tl.load(visit + WHOLE_END), tl.load(visit + REST))
+
+
+@triton.jit
+def _past(tile, begin, end):  # type: ignore[no-untyped-def]
+    """`tile`, counted as if those from `begin` to `end` were not there."""
+    return tile + tl.where(tile >= begin, end - begin, 0)
 
 
 @triton.jit

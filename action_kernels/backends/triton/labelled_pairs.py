@@ -3,7 +3,11 @@
 Two kernels, forward and backward, each compiled for the one op and the other (SOFTPLUS). Both are
 row-owned: no atomics, the same result every time. A pair's exponent is x = multiplier · a·k, for
 `pairwise_softplus` offset + x; a row's sum is Σ e^x, with a running maximum or (FIXED: rows of norm 1
-and a small scale) without, or Σ log(1 + e^x).
+and a small scale) without, or Σ log(1 + e^x). Tiles some of whose pairs do not count come first, in a
+loop that compares classes; the other loop does not.
+
+Σ log(1 + e^x) = Σ max(x, 0) + log Π (1 + e^−|x|), and of the product q = Π − 1 is kept, which is exact
+for small terms as well: a logarithm serves `FACTORS` pairs. Exponents are of 2 there.
 
 Backward a pair weighs G = w_i e^(x − lse_i) or w_i σ(x + offset_i), and the same with j where both rows
 are anchors.
@@ -12,7 +16,7 @@ are anchors.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -23,16 +27,17 @@ from action_kernels.backends.reference import labelled_lse as reference_lse
 from action_kernels.backends.reference import pairwise_softplus as reference_softplus
 from action_kernels.backends.triton import tuning
 from action_kernels.backends.triton.classes import (
-    STEPS,
     VISIT,
     ByClass,
-    all_count,
     pairs_that_count,
+    partial_tile,
+    partial_tiles,
     relate,
-    visited_tile,
+    whole_tile,
+    whole_tiles_of,
 )
 from action_kernels.backends.triton.device import launch, product_precision, target_of
-from action_kernels.backends.triton.products import add_product, product
+from action_kernels.backends.triton.products import add_exponentials, add_product, product
 from action_kernels.backends.triton.tiles import load_rows, served, tiling_of
 from action_kernels.ops.registry import register
 from action_kernels.ops.relation import LabelledPairs
@@ -40,8 +45,10 @@ from action_kernels.ops.relation import LabelledPairs
 DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
 LOG2_E = math.log2(math.e)
 LARGEST_PARTIAL = 32 << 20  # bytes of partial gradients, where few rows leave processors idle
+MOST_PRODUCTS = 64  # of one thread
 MOST_SIGMOIDS = 4096  # in a tile of registers, by eight warps
 LARGEST_HALF = 16384.0  # of float16 weights: the sum of two stays below 65504
+FACTORS = tl.constexpr(64)  # of a product Π (1 + e^−|x|) ≤ 2^64
 
 
 @triton.jit
@@ -81,51 +88,149 @@ def _forward_kernel(
     a = load_rows(anchors, start, 0, ROWS, DIM, DIM)
     offset = tl.zeros((ROWS,), tl.float32)
     if SOFTPLUS:
-        offset = tl.load(offsets + rows)
-    steps = tl.load(visit + STEPS)
+        offset = tl.load(offsets + rows) * 1.4426950408889634
+    if not (FIXED or SOFTPLUS):
+        # of exponents that are to be compared before they are multiplied
+        a = tl.where(multiplier < 0.0, -a, a)
+        multiplier = tl.abs(multiplier)
+    partial = partial_tiles(visit)
+    steps = partial + whole_tiles_of(visit)
     share = tl.cdiv(steps, splits)
+    begin = split * share
+    end = tl.minimum(begin + share, steps)
     maximum = tl.full((ROWS,), 0.0 if FIXED or SOFTPLUS else float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
-    for step in range(split * share, tl.minimum((split + 1) * share, steps)):
-        key_start = visited_tile(visit, step) * KEYS
-        columns = key_start + tl.arange(0, KEYS)
-        k = load_rows(keys, key_start, 0, KEYS, DIM, DIM)
-        x = product(a, tl.trans(k), PRECISION) * multiplier + offset[:, None]
-        if not all_count(visit, start, key_start, key_count, SAME, SELF, ROWS, KEYS):
-            counts = pairs_that_count(
-                visit, row_first, row_length, rows, columns, key_count, SAME, SELF
-            )
-            x = tl.where(counts, x, float("-inf"))
-        if SOFTPLUS:
-            total += tl.sum(_softplus(x), 1)
-        elif FIXED:
-            total += tl.sum(tl.exp2(x), 1)
-        else:
-            new = tl.maximum(maximum, tl.max(x, 1))
-            shift = tl.where(new == float("-inf"), 0.0, new)
-            total = total * tl.exp(maximum - shift) + tl.sum(tl.exp(x - shift[:, None]), 1)
-            maximum = new
-    value = total
-    if not SOFTPLUS:
-        value = maximum + tl.log(total)
+    if SOFTPLUS:
+        total = _sum_softplus(
+            a, offset, total, keys, visit, rows, row_first, row_length, begin,
+            tl.minimum(end, partial), key_count, multiplier, DIM, ROWS, KEYS, SELF, SAME, PRECISION,
+            False,
+        )  # fmt: skip
+        total = _sum_softplus(
+            a, offset, total, keys, visit, rows, row_first, row_length,
+            tl.maximum(begin - partial, 0), end - partial, key_count, multiplier, DIM, ROWS, KEYS,
+            SELF, SAME, PRECISION, True,
+        )  # fmt: skip
+    else:
+        maximum, total = _sum_exponentials(
+            a, maximum, total, keys, visit, rows, row_first, row_length, begin,
+            tl.minimum(end, partial), key_count, multiplier, DIM, ROWS, KEYS, SELF, SAME, FIXED,
+            PRECISION, False,
+        )  # fmt: skip
+        maximum, total = _sum_exponentials(
+            a, maximum, total, keys, visit, rows, row_first, row_length,
+            tl.maximum(begin - partial, 0), end - partial, key_count, multiplier, DIM, ROWS, KEYS,
+            SELF, SAME, FIXED, PRECISION, True,
+        )  # fmt: skip
+    value = total * 0.6931471805599453 if SOFTPLUS else maximum + tl.log(total)
     value = tl.where(row_first >= 0, value, 0.0)
     place = tl.load(order + rows, mask=rows < count, other=0)
     tl.store(result + tl.cast(split, tl.int64) * count + place, value, mask=rows < count)
 
 
 @triton.jit
-def _softplus(x):  # type: ignore[no-untyped-def]
-    """log(1 + e^x) = max(x, 0) + log(1 + e^−|x|), the logarithm by a polynomial of relative error 2e-7."""
-    e = tl.exp(-tl.abs(x))
-    p = e * 0.0051261 - 0.02907406
-    p = p * e + 0.07751609
-    p = p * e - 0.13602248
-    p = p * e + 0.19076881
-    p = p * e - 0.24835399
-    p = p * e + 0.33318122
-    p = p * e - 0.49999445
-    p = p * e + 1.0
-    return tl.where(x > 0.0, x, 0.0) + e * p
+def _sum_exponentials(
+    a,
+    maximum,
+    total,
+    keys,
+    visit,
+    rows,
+    row_first,
+    row_length,
+    begin,
+    end,
+    key_count,
+    multiplier,
+    DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    SELF: tl.constexpr,
+    SAME: tl.constexpr,
+    FIXED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr,
+):  # type: ignore[no-untyped-def]
+    """Add the whole or partial tiles met from `begin` to `end` to each row's running maximum and sum."""
+    for step in range(begin, end):
+        start = (whole_tile(visit, step) if WHOLE else partial_tile(visit, step)) * KEYS
+        k = load_rows(keys, start, 0, KEYS, DIM, DIM)
+        x = product(a, tl.trans(k), PRECISION)
+        factor = multiplier
+        if not WHOLE:
+            counts = pairs_that_count(
+                visit,
+                row_first,
+                row_length,
+                rows,
+                start + tl.arange(0, KEYS),
+                key_count,
+                SAME,
+                SELF,
+            )
+            x = tl.where(counts, x * multiplier, float("-inf"))
+            factor = 1.0
+        if FIXED:
+            total += tl.sum(tl.exp2(x * factor), 1)
+        else:
+            maximum, total = add_exponentials(maximum, total, x, factor)
+    return maximum, total
+
+
+@triton.jit
+def _sum_softplus(
+    a,
+    offset,
+    total,
+    keys,
+    visit,
+    rows,
+    row_first,
+    row_length,
+    begin,
+    end,
+    key_count,
+    multiplier,
+    DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    SELF: tl.constexpr,
+    SAME: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr,
+):  # type: ignore[no-untyped-def]
+    """Add Σ log2(1 + 2^x) over the same tiles."""
+    for first in range(begin, end, FACTORS):
+        q = tl.zeros((ROWS, KEYS), tl.float32)
+        for step in range(first, tl.minimum(first + FACTORS, end)):
+            start = (whole_tile(visit, step) if WHOLE else partial_tile(visit, step)) * KEYS
+            k = load_rows(keys, start, 0, KEYS, DIM, DIM)
+            x = product(a, tl.trans(k), PRECISION) * multiplier + offset[:, None]
+            if not WHOLE:
+                columns = start + tl.arange(0, KEYS)
+                counts = pairs_that_count(
+                    visit, row_first, row_length, rows, columns, key_count, SAME, SELF
+                )
+                x = tl.where(counts, x, float("-inf"))
+            e = tl.exp2(-tl.abs(x))
+            q = q * e + (q + e)
+            total += tl.sum(tl.maximum(x, 0.0), 1)
+        total += tl.sum(_log2_of_one_more(q), 1)
+    return total
+
+
+@triton.jit
+def _log2_of_one_more(q):  # type: ignore[no-untyped-def]
+    """log2(1 + q), below 1 by a polynomial of relative error 2e-7."""
+    p = q * 0.0051261 - 0.02907406
+    p = p * q + 0.07751609
+    p = p * q - 0.13602248
+    p = p * q + 0.19076881
+    p = p * q - 0.24835399
+    p = p * q + 0.33318122
+    p = p * q - 0.49999445
+    p = p * q + 1.0
+    return tl.where(q < 1.0, q * p * 1.4426950408889634, tl.log2(1.0 + q))
 
 
 @triton.jit
@@ -164,7 +269,6 @@ def _backward_kernel(
 ):  # type: ignore[no-untyped-def]
     if SCALED:
         multiplier *= tl.load(scale_tensor).to(tl.float32)
-    SELF: tl.constexpr = OWN_TERM and OTHER_TERM
     WIDTH: tl.constexpr = DIM // PARTS
     block = tl.program_id(0)
     split = tl.program_id(1)
@@ -184,43 +288,25 @@ def _backward_kernel(
         a_weight = tl.load(own_weight + rows)
         if not FIXED:
             a_shift = tl.load(own_shift + rows)
-    steps = tl.load(visit + STEPS)
+    partial = partial_tiles(visit)
+    steps = partial + whole_tiles_of(visit)
     share = tl.cdiv(steps, splits)
+    begin = split * share
+    end = tl.minimum(begin + share, steps)
     total = tl.zeros((ROWS, WIDTH), tl.float32)
     sums = tl.zeros((ROWS,), tl.float32)
-    for step in range(split * share, tl.minimum((split + 1) * share, steps)):
-        other_start = visited_tile(visit, step) * KEYS
-        columns = other_start + tl.arange(0, KEYS)
-        b = load_rows(other, other_start, first_column, KEYS, WIDTH, DIM)
-        x = product(a, tl.trans(b), PRECISION)
-        if PARTS == 2:
-            b_rest = load_rows(other, other_start, WIDTH - first_column, KEYS, WIDTH, DIM)
-            x = add_product(x, a_rest, tl.trans(b_rest), PRECISION)
-        x *= multiplier
-        e = tl.zeros((ROWS, KEYS), tl.float32)
-        if FIXED:
-            weight = a_weight[:, None]
-            if OTHER_TERM:
-                weight = weight + tl.load(other_weight + columns)[None, :]
-            g = tl.exp2(x) * weight
-        else:
-            if OWN_TERM:
-                e = _slope(x, a_shift[:, None], SOFTPLUS)
-            g = e * a_weight[:, None]
-            if OTHER_TERM:
-                b_shift = tl.load(other_shift + columns)
-                b_weight = tl.load(other_weight + columns)
-                g += _slope(x, b_shift[None, :], SOFTPLUS) * b_weight[None, :]
-        if not all_count(visit, start, other_start, other_count, SAME, SELF, ROWS, KEYS):
-            counts = pairs_that_count(
-                visit, row_first, row_length, rows, columns, other_count, SAME, SELF
-            )
-            g = tl.where(counts, g, 0.0)
-            if SUMS:
-                e = tl.where(counts, e, 0.0)
-        if SUMS:
-            sums += tl.sum(e, 1)
-        total = add_product(total, g.to(b.dtype), b, PRECISION)
+    total, sums = _weigh_tiles(
+        a, a_rest, a_shift, a_weight, total, sums, other, other_shift, other_weight, visit, rows,
+        row_first, row_length, first_column, begin, tl.minimum(end, partial), other_count,
+        multiplier, DIM, ROWS, KEYS, OWN_TERM, OTHER_TERM, SAME, SOFTPLUS, FIXED, SUMS, PARTS,
+        PRECISION, False,
+    )  # fmt: skip
+    total, sums = _weigh_tiles(
+        a, a_rest, a_shift, a_weight, total, sums, other, other_shift, other_weight, visit, rows,
+        row_first, row_length, first_column, tl.maximum(begin - partial, 0), end - partial,
+        other_count, multiplier, DIM, ROWS, KEYS, OWN_TERM, OTHER_TERM, SAME, SOFTPLUS, FIXED, SUMS,
+        PARTS, PRECISION, True,
+    )  # fmt: skip
     takes_part = row_first >= 0
     total = tl.where(takes_part[:, None], total * tl.load(unit), 0.0)
     place = tl.load(order + rows, mask=rows < count, other=0)
@@ -235,12 +321,86 @@ def _backward_kernel(
 
 
 @triton.jit
+def _weigh_tiles(
+    a,
+    a_rest,
+    a_shift,
+    a_weight,
+    total,
+    sums,
+    other,
+    other_shift,
+    other_weight,
+    visit,
+    rows,
+    row_first,
+    row_length,
+    first_column,
+    begin,
+    end,
+    other_count,
+    multiplier,
+    DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    OWN_TERM: tl.constexpr,
+    OTHER_TERM: tl.constexpr,
+    SAME: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    FIXED: tl.constexpr,
+    SUMS: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr,
+):  # type: ignore[no-untyped-def]
+    """Add G · (other rows), and Σ σ, over the whole or partial tiles met from `begin` to `end`."""
+    SELF: tl.constexpr = OWN_TERM and OTHER_TERM
+    WIDTH: tl.constexpr = DIM // PARTS
+    for step in range(begin, end):
+        other_start = (whole_tile(visit, step) if WHOLE else partial_tile(visit, step)) * KEYS
+        columns = other_start + tl.arange(0, KEYS)
+        b = load_rows(other, other_start, first_column, KEYS, WIDTH, DIM)
+        x = product(a, tl.trans(b), PRECISION)
+        if PARTS == 2:
+            b_rest = load_rows(other, other_start, WIDTH - first_column, KEYS, WIDTH, DIM)
+            x = add_product(x, a_rest, tl.trans(b_rest), PRECISION)
+        x *= multiplier
+        if not WHOLE:
+            counts = pairs_that_count(
+                visit, row_first, row_length, rows, columns, other_count, SAME, SELF
+            )
+        if FIXED:
+            weight = a_weight[:, None]
+            if OTHER_TERM:
+                weight = weight + tl.load(other_weight + columns)[None, :]
+            g = tl.exp2(x) * weight
+        else:
+            g = tl.zeros((ROWS, KEYS), tl.float32)
+            if OWN_TERM:
+                e = _slope(x, a_shift[:, None], SOFTPLUS)
+                g = e * a_weight[:, None]
+                if SUMS:
+                    if not WHOLE:
+                        e = tl.where(counts, e, 0.0)
+                    sums += tl.sum(e, 1)
+            if OTHER_TERM:
+                b_shift = tl.load(other_shift + columns)
+                b_weight = tl.load(other_weight + columns)
+                g += _slope(x, b_shift[None, :], SOFTPLUS) * b_weight[None, :]
+        if not WHOLE:
+            g = tl.where(counts, g, 0.0)
+        total = add_product(total, g.to(b.dtype), b, PRECISION)
+    return total, sums
+
+
+@triton.jit
 def _slope(x, shift, SOFTPLUS: tl.constexpr):  # type: ignore[no-untyped-def]
     """Of a row's value in the exponent x: e^(x − lse), or σ(x + offset)."""
-    if SOFTPLUS:
-        return 1.0 / (1.0 + tl.exp(-(x + shift)))
+    if SOFTPLUS:  # a root's square: a quotient takes six times the instructions
+        root = tl.rsqrt(1.0 + tl.exp2(-(x + shift) * 1.4426950408889634))
+        return root * root
     else:  # a `return` of its own: the two are never compiled together  # noqa: RET505
-        return tl.exp(x - shift)
+        return tl.exp2((x - shift) * 1.4426950408889634)
 
 
 @dataclass(frozen=True)
@@ -283,9 +443,10 @@ class _Form:
         """Of a pair's exponent in the product of its rows."""
         return -scale if self.softplus and self.same else scale
 
-    def multiplier(self, scale: float) -> float:
+    def multiplier(self, scale: float, *, forward: bool) -> float:
         """The same in the units of the kernel's exponential."""
-        return scale * LOG2_E if self.fixed else self.slope(scale)
+        of_two = self.fixed or (self.softplus and forward)
+        return self.slope(scale) * (LOG2_E if of_two else 1.0)
 
 
 def _sides(rows: LabelledPairs) -> tuple[_Side, _Side]:
@@ -304,8 +465,17 @@ def _values(rows: LabelledPairs, form: _Form, offsets: Tensor | None) -> Tensor:
         return _sum_pairs(rows, anchors, keys, form, offsets, tiles)
 
     candidates = tuning.forward_candidates(*tiling_of(rows.anchors))
+    if form.softplus:
+        candidates = [_with_room_for_products(tiles, rows.anchors) for tiles in candidates]
     key = ("labelled_pairs", form, len(rows.anchors).bit_length(), *tiling_of(rows.anchors))
     return run(tuning.choose(key, candidates, run))
+
+
+def _with_room_for_products(tiles: tuning.Tiles, rows: Tensor) -> tuning.Tiles:
+    """Scores and products Π (1 + e^−|x|) are registers: with four warps those of half a tile."""
+    wide = target_of(rows).tensor_memory and tuning.padded(rows.shape[1]) > 256
+    most = (MOST_PRODUCTS // 4 if wide else MOST_PRODUCTS) * 32 * tiles.warps
+    return replace(tiles, keys=min(tiles.keys, most // tiles.rows))
 
 
 def _sum_pairs(
@@ -337,7 +507,7 @@ def _sum_pairs(
         count,
         len(keys.values),
         splits,
-        form.multiplier(rows.scale),
+        form.multiplier(rows.scale, forward=True),
         rows.scale_tensor,
         DIM=a.shape[1],
         ROWS=tiles.rows,
@@ -463,7 +633,7 @@ def _gradients(
     factor = unit * form.slope(rows.scale)
     if rows.scale_tensor is not None:
         factor = factor * rows.scale_tensor.float()
-    multiplier = form.multiplier(rows.scale)
+    multiplier = form.multiplier(rows.scale, forward=False)
     weighing = _Weighing(form, multiplier, rows.scale_tensor, factor, dtype)
     nothing = torch.empty(0, dtype=dtype, device=rows.anchors.device)
     grad_anchors, grad_keys, sums = nothing, nothing.clone(), nothing.float()

@@ -35,7 +35,7 @@ from action_kernels.backends.triton.device import (
     product_precision,
     target_of,
 )
-from action_kernels.backends.triton.products import add_product, product
+from action_kernels.backends.triton.products import add_exponentials, add_product, product
 from action_kernels.backends.triton.tiles import (
     Terms,
     gradient_terms,
@@ -50,6 +50,7 @@ from action_kernels.ops.registry import register
 
 DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
 LOG2_E = math.log2(math.e)
+LARGEST_TILE = 128  # rows
 LARGEST_PARTIAL = 32 << 20  # bytes of partial gradients, where few rows leave processors idle
 
 
@@ -82,6 +83,10 @@ def _forward_kernel(
     start = block * ROWS
     rows = start + tl.arange(0, ROWS)
     a = load_rows(anchors, start, 0, ROWS, DIM, DIM)
+    if not FIXED:
+        # exponents are compared before they are multiplied
+        a = tl.where(multiplier < 0.0, -a, a)
+        multiplier = tl.abs(multiplier)
     takes_part = tl.full((ROWS,), 1.0, tl.float32)
     if ANCHORS_PARTIAL:
         takes_part = (tl.load(anchor_bias + rows) == 0.0).to(tl.float32)
@@ -145,23 +150,24 @@ def _sum_tiles(
         key_start = _key_start(start, step, key_tiles, KEYS, SELF)
         columns = key_start + tl.arange(0, KEYS)
         k = load_rows(keys, key_start, 0, KEYS, DIM, DIM)
-        x = product(a, tl.trans(k), PRECISION) * multiplier
+        x = product(a, tl.trans(k), PRECISION)
+        factor = multiplier
+        if KEYS_PARTIAL or DIAGONAL:
+            x *= multiplier
+            factor = 1.0
         if KEYS_PARTIAL:
             x += tl.load(key_bias + columns)[None, :]
         if DIAGONAL:
             x = tl.where(_off_diagonal(start, key_start, ROWS, KEYS), x, float("-inf"))
         if FIXED:
-            e = tl.exp2(x)
+            e = tl.exp2(x * factor)
             total += tl.sum(e, 1)
             if SYMMETRIC:
                 if ANCHORS_PARTIAL:  # a row that takes no part is zero: its 2^x is 1
                     e = e * takes_part[:, None]
                 tl.atomic_add(result + columns, tl.sum(e, 0), sem="relaxed")
         else:
-            new = tl.maximum(maximum, tl.max(x, 1))
-            shift = tl.where(new == float("-inf"), 0.0, new)
-            total = total * tl.exp(maximum - shift) + tl.sum(tl.exp(x - shift[:, None]), 1)
-            maximum = new
+            maximum, total = add_exponentials(maximum, total, x, factor)
     return maximum, total
 
 
@@ -320,10 +326,11 @@ def _weigh_tiles(
         else:
             g = tl.zeros((ROWS, KEYS), tl.float32)
             if OWN_TERM:
-                g += tl.exp(x - a_lse[:, None]) * a_weight[:, None]
+                g += tl.exp2((x - a_lse[:, None]) * 1.4426950408889634) * a_weight[:, None]
             if OTHER_TERM:
                 b_lse = tl.load(other_lse + columns)
-                g += tl.exp(x - b_lse[None, :]) * tl.load(other_weight + columns)[None, :]
+                e = tl.exp2((x - b_lse[None, :]) * 1.4426950408889634)
+                g += e * tl.load(other_weight + columns)[None, :]
         total = add_product(total, g.to(b.dtype), b, PRECISION)
     return total
 
@@ -342,9 +349,13 @@ def pairwise_lse_forward(call: PairwiseCall, keep: bool) -> tuple[Tensor, None]:
         return _forward(call, tiles)
 
     symmetric = _symmetric(call)
-    rule = tuning.symmetric_candidates if symmetric else tuning.forward_candidates
-    candidates = rule(*tiling_of(anchors))
-    key = ("pairwise_lse_forward", symmetric, count.bit_length(), *tiling_of(anchors))
+    whole = call.mask is None and count % LARGEST_TILE == 0
+    candidates = (
+        tuning.symmetric_candidates(*tiling_of(anchors), whole)
+        if symmetric
+        else tuning.forward_candidates(*tiling_of(anchors))
+    )
+    key = ("pairwise_lse_forward", symmetric, whole, count.bit_length(), *tiling_of(anchors))
     return run(tuning.choose(key, candidates, run)), None
 
 

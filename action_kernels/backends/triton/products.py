@@ -1,4 +1,4 @@
-"""Products of tiles by the matrix units."""
+"""Products of tiles by the matrix units, and sums of their exponentials."""
 
 from __future__ import annotations
 
@@ -22,3 +22,17 @@ def add_product(total, a, b, PRECISION: tl.constexpr):  # type: ignore[no-untype
         return tl.dot(a.to(tl.float32), b.to(tl.float32), total)
     else:  # noqa: RET505
         return tl.dot(a, b, total, input_precision=PRECISION)
+
+
+@triton.jit
+def add_exponentials(maximum, total, x, factor):  # type: ignore[no-untyped-def]
+    """Add Σ e^(factor · x) over a tile's columns to running maxima and sums, for factor ≥ 0.
+
+    The product is rounded once, by a fused multiply-add, and not before its maximum is subtracted; exp2
+    is one instruction where exp is five.
+    """
+    new = tl.maximum(maximum, tl.max(x, 1) * factor)
+    shift = tl.where(new == float("-inf"), 0.0, new)
+    e = tl.exp2((x * factor - shift[:, None]) * 1.4426950408889634)
+    total = total * tl.exp2((maximum - shift) * 1.4426950408889634) + tl.sum(e, 1)
+    return new, total

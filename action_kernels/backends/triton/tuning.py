@@ -73,20 +73,20 @@ def forward_candidates(target: Target, dim: int, itemsize: int, precision: str) 
     return _that_fit(target, dim, itemsize, candidates)
 
 
-def symmetric_candidates(target: Target, dim: int, itemsize: int, precision: str) -> list[Tiles]:
-    """The same where column sums are reduced as well, in every tile.
+def symmetric_candidates(
+    target: Target, dim: int, itemsize: int, precision: str, whole: bool = True
+) -> list[Tiles]:
+    """The same where column sums are reduced as well, in every tile, of rows that all take part (`whole`).
 
     Of 128 rows a lane of eight warps has two, a lane of four warps four, which it adds before lanes and
-    warps meet: on sm_90 0.98 issue slots a clock of the tensor cores instead of 1.51 at dim 128, counted
-    from the machine code. Two such blocks fit a processor, each at work while the other waits.
+    warps meet: on sm_90 0.98 issue slots a clock of the tensor cores instead of 1.51 at dim 128, on sm_80
+    0.89 instead of 1.04 at dim 64, counted from the machine code. Two such blocks fit a processor, each
+    at work while the other waits.
     """
     candidates = forward_candidates(target, dim, itemsize, precision)
-    if (
-        target.warp_group_products
-        and not target.tensor_memory
-        and itemsize == 2
-        and padded(dim) <= 128
-    ):
+    # mma.sync has rows and keys in registers as well: of 64 dims no room is left for masks.
+    widest = 128 if target.warp_group_products else 64 if whole else 32
+    if not target.tensor_memory and itemsize == 2 and padded(dim) <= widest:
         candidates = [Tiles(128, 128, 4, 2), *candidates]
     return candidates
 
