@@ -472,10 +472,11 @@ def _values(rows: LabelledPairs, form: _Form, offsets: Tensor | None) -> Tensor:
 
 
 def _with_room_for_products(tiles: tuning.Tiles, rows: Tensor) -> tuning.Tiles:
-    """Scores and products Π (1 + e^−|x|) are registers: with four warps those of half a tile."""
-    wide = target_of(rows).tensor_memory and tuning.padded(rows.shape[1]) > 256
-    most = (MOST_PRODUCTS // 4 if wide else MOST_PRODUCTS) * 32 * tiles.warps
-    return replace(tiles, keys=min(tiles.keys, most // tiles.rows))
+    """Scores and products Π (1 + e^−|x|) are registers; sm_100 has rows of more dims in fewer."""
+    most = MOST_PRODUCTS
+    if target_of(rows).tensor_memory:
+        most = min(most, most * 128 // tuning.padded(rows.shape[1]))
+    return replace(tiles, keys=min(tiles.keys, most * 32 * tiles.warps // tiles.rows))
 
 
 def _sum_pairs(
