@@ -49,7 +49,6 @@ from action_kernels.ops.sample_pixels import Draw
 TARGETS = (SM_80, SM_90, SM_100)
 COUNT = 1 << 16  # rows; whole tiles
 ANY = sys.maxsize  # bytes that may be spilled
-WIDE_ROWS_SPILL = 160
 OLDEST_TRITON = (3, 6)  # whose compiler's interface is used here
 CHOSEN_WITH = (3, 9)  # the Triton release whose compiler the tiles were chosen with
 SPILLED_BY_OTHERS = 16  # bytes: other releases' compilers keep a word or two more in places
@@ -305,11 +304,8 @@ def _labelled_cases(dim: int, dtype: torch.dtype) -> Iterator[Case]:
             apart, row, row, True, True, True, torch.float32
         ),
     }
-    # Gradients in float32, for a scale that learns, beside sigmoids and their sums: a few words too many
-    # where rows are wide.
-    spilled = {"pairs apart, backward": WIDE_ROWS_SPILL} if dim > 128 else {}
     for what, call in calls.items():
-        yield Case(f"{what} {name}", call, spilled.get(what, 0))
+        yield Case(f"{what} {name}", call)
 
 
 def _name(dim: int, dtype: torch.dtype) -> str:

@@ -312,8 +312,8 @@ def test_no_hot_loop_waits_for_its_scheduler(usages: list[resources.Usage]) -> N
     """Tensor cores or special functions are the limit, not the issue of instructions.
 
     At d = 64 the backward pass is at the limit on sm_90 (1.00). A mask, which multiplies each term of the
-    column sums, leaves up to 1.05. Not held to this are gathered
-    rows: few queries share one, and its bytes are read again for each run.
+    column sums, leaves up to 1.05. Not held to this are gathered rows: few queries share one, and its bytes
+    are read again for each run.
     """
     counted = [usage for usage in usages if usage.issue_share is not None]
     assert {usage.capability for usage in counted} == {80, 90}

@@ -45,7 +45,7 @@ from action_kernels.ops.relation import LabelledPairs
 DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
 LOG2_E = math.log2(math.e)
 LARGEST_PARTIAL = 32 << 20  # bytes of partial gradients, where few rows leave processors idle
-MOST_PRODUCTS = 64  # of one thread
+MOST_SCORES = 64  # of one thread, forward
 MOST_SIGMOIDS = 4096  # in a tile of registers, by eight warps
 LARGEST_HALF = 16384.0  # of float16 weights: the sum of two stays below 65504
 FACTORS = tl.constexpr(64)  # of a product Π (1 + e^−|x|) ≤ 2^64
@@ -246,14 +246,13 @@ def _backward_kernel(
     other_shift,  # likewise of the others, if OTHER_TERM
     other_weight,
     unit,  # (1,) what the sums of weighted rows are to be multiplied by
-    gradient,  # (splits, rows, COLUMNS), in their original order
+    gradient,  # (splits, rows, DIM), in their original order
     row_sums,  # (splits, rows) Σ σ, if SUMS
     count,
     other_count,
     splits,
     multiplier,
     scale_tensor,  # (1,), another factor of it, if SCALED
-    COLUMNS: tl.constexpr,
     DIM: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
@@ -311,13 +310,17 @@ def _backward_kernel(
     total = tl.where(takes_part[:, None], total * tl.load(unit), 0.0)
     place = tl.load(order + rows, mask=rows < count, other=0)
     inside = rows < count
-    out_columns = first_column + tl.arange(0, WIDTH)
     first_row = tl.cast(split, tl.int64) * count
-    position = gradient + (first_row + place)[:, None] * COLUMNS + out_columns[None, :]
-    total = total.to(gradient.dtype.element_ty)
-    tl.store(position, total, mask=inside[:, None] & (out_columns < COLUMNS)[None, :])
     if SUMS and tl.program_id(2) == 0:
         tl.store(row_sums + first_row + place, tl.where(takes_part, sums, 0.0), mask=inside)
+    out_columns = first_column + tl.arange(0, WIDTH)
+    position = gradient + (first_row + place)[:, None] * DIM + out_columns[None, :]
+    # Wide rows have no mask of columns: beside the addresses of scattered rows no registers are left for
+    # it. Of others ptxas would take half the registers of sm_100 without, two fewer than it needs.
+    mask = inside[:, None]
+    if DIM <= 128:
+        mask = mask & (out_columns < DIM)[None, :]
+    tl.store(position, total.to(gradient.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -465,16 +468,18 @@ def _values(rows: LabelledPairs, form: _Form, offsets: Tensor | None) -> Tensor:
         return _sum_pairs(rows, anchors, keys, form, offsets, tiles)
 
     candidates = tuning.forward_candidates(*tiling_of(rows.anchors))
-    if form.softplus:
-        candidates = [_with_room_for_products(tiles, rows.anchors) for tiles in candidates]
+    candidates = [_with_room(tiles, rows.anchors, form) for tiles in candidates]
     key = ("labelled_pairs", form, len(rows.anchors).bit_length(), *tiling_of(rows.anchors))
     return run(tuning.choose(key, candidates, run))
 
 
-def _with_room_for_products(tiles: tuning.Tiles, rows: Tensor) -> tuning.Tiles:
-    """Scores and products Π (1 + e^−|x|) are registers; sm_100 has rows of more dims in fewer."""
-    most = MOST_PRODUCTS
-    if target_of(rows).tensor_memory:
+def _with_room(tiles: tuning.Tiles, rows: Tensor, form: _Form) -> tuning.Tiles:
+    """Scores, what is compared for them and products Π (1 + e^−|x|) are registers.
+
+    On sm_100 four warps have a tile; with products, rows of more dims leave room for fewer.
+    """
+    most = MOST_SCORES
+    if form.softplus and target_of(rows).tensor_memory:
         most = min(most, most * 128 // tuning.padded(rows.shape[1]))
     return replace(tiles, keys=min(tiles.keys, most * 32 * tiles.warps // tiles.rows))
 
@@ -565,13 +570,13 @@ def _weigh_pairs(
     if own is not other:
         other_shift, other_weight = other.terms(tiles.keys)
     (count, dim), blocks = values.shape, len(relation.visits)
-    most = max(1, LARGEST_PARTIAL // (4 * values.numel()))
+    most = max(1, LARGEST_PARTIAL // (4 * count * a.shape[1]))
     processors = target_of(values).processors
     splits = tuning.splits(blocks * tiles.parts, len(b) // tiles.keys, processors, most)
     shape = (splits, count) if with_sums else (0,)
     sums = torch.empty(shape, dtype=torch.float32, device=values.device)
     dtype = weighing.dtype if splits == 1 else torch.float32
-    partial = torch.empty((splits, count, dim), dtype=dtype, device=a.device)
+    partial = torch.empty((splits, count, a.shape[1]), dtype=dtype, device=a.device)
     launch(
         _backward_kernel,
         (blocks, splits, tiles.parts),
@@ -594,7 +599,6 @@ def _weigh_pairs(
         splits,
         weighing.multiplier,
         weighing.scale_tensor,
-        COLUMNS=dim,
         DIM=a.shape[1],
         ROWS=tiles.rows,
         KEYS=tiles.keys,
@@ -606,7 +610,7 @@ def _weigh_pairs(
         **form.constants(),
     )
     gradient = partial[0] if splits == 1 else partial.sum(0).to(weighing.dtype)
-    return gradient, sums.sum(0)
+    return gradient[:, :dim].contiguous(), sums.sum(0)
 
 
 def _unit(rows: LabelledPairs, grad: Tensor) -> Tensor:

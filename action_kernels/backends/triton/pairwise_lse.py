@@ -325,12 +325,12 @@ def _weigh_tiles(
             g = tl.exp2(x) * weight
         else:
             g = tl.zeros((ROWS, KEYS), tl.float32)
-            if OWN_TERM:
-                g += tl.exp2((x - a_lse[:, None]) * 1.4426950408889634) * a_weight[:, None]
             if OTHER_TERM:
                 b_lse = tl.load(other_lse + columns)
                 e = tl.exp2((x - b_lse[None, :]) * 1.4426950408889634)
                 g += e * tl.load(other_weight + columns)[None, :]
+            if OWN_TERM:
+                g += tl.exp2((x - a_lse[:, None]) * 1.4426950408889634) * a_weight[:, None]
         total = add_product(total, g.to(b.dtype), b, PRECISION)
     return total
 
