@@ -152,7 +152,8 @@ class Session:
         seconds, processor = self._since()
         training, training_processor = self._trained or (seconds, processor)
         (folder / SESSIONS).mkdir(exist_ok=True)
-        name = f"{self.begun:%Y%m%dT%H%M%S}-{platform.node()}-{os.getpid()}.json"
+        # Microseconds: a small run is interrupted and gone on with within one second.
+        name = f"{self.begun:%Y%m%dT%H%M%S.%f}-{platform.node()}-{os.getpid()}.json"
         write_json(
             folder / SESSIONS / name,
             {

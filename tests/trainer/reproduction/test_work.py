@@ -112,6 +112,13 @@ def test_an_interrupted_run_goes_on(job, monkeypatch):
     assert job.left() == []
 
 
+def test_sessions_of_the_same_second_are_kept_apart(tmp_path):
+    for title in ("interrupted", "gone on with"):
+        work.Session(title).end(tmp_path)
+    told = [json.loads(path.read_text())["run"] for path in sorted(tmp_path.glob("sessions/*"))]
+    assert told == ["interrupted", "gone on with"]
+
+
 def test_a_failed_run_stops_those_that_begin_from_it_alone(job, monkeypatch):
     first, other, after = job.runs
     assert after.parent is other
