@@ -27,7 +27,7 @@ A process group is known by its name, which ops can take as an argument and `tor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,6 +35,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 GATHER_LIMIT = 1 << 30  # bytes; where all processes' rows are more, they travel in a ring instead
+
+Block = tuple[
+    list[Tensor], Tensor
+]  # of the other processes' rows, with the mask of those that take part
 
 
 class Processes(NamedTuple):
@@ -85,20 +89,17 @@ def row_counts(count: int, device: torch.device, group: str) -> list[int]:
     return [int(each) for each in _all_gather(own, group)]
 
 
-def gather_beside(values: Tensor, rows: int, group: str) -> Callable[[], Tensor]:
-    """Begin to gather values (b, …) of every row, in the layout of the others' `rows` gathered before.
-
-    Returns:
-        What waits for them: (rows, …).
-    """
+def gather_beside(values: Tensor, block: Block, group: str) -> Iterator[Block]:
+    """Begin to gather values (b, …) of every row; what arrives is the block gathered before, with theirs."""
+    rows, mask = block
     processes = resolve(group)
-    buffer, work = _start_all_gather(_padded(values, rows // processes.size()), processes)
+    buffer, work = _start_all_gather(_padded(values, mask.shape[0] // processes.size()), processes)
 
-    def arrived() -> Tensor:
+    def arriving() -> Iterator[Block]:
         work.wait()
-        return buffer.flatten(0, 1)
+        yield [*rows, buffer.flatten(0, 1)], mask
 
-    return arrived
+    return arriving()
 
 
 class Travelling:
@@ -107,6 +108,9 @@ class Travelling:
     Args:
         tensors: (b, …) each, of the same number of rows.
         mask: (b,) bool, the rows that take part; None: all.
+
+    Attributes:
+        kept: the blocks that have come, where all rows stay in memory (gathered, not in a ring).
     """
 
     def __init__(self, tensors: Sequence[Tensor], mask: Tensor | None, group: str) -> None:
@@ -116,26 +120,31 @@ class Travelling:
             mask = torch.ones(count, dtype=torch.bool, device=tensors[0].device)
         own = [_padded(tensor, self._most) for tensor in (*tensors, mask)]
         bytes_of_all = sum(t.numel() * t.element_size() for t in own) * self._group.size()
-        self.in_a_ring = bytes_of_all > GATHER_LIMIT
+        self._in_a_ring = bytes_of_all > GATHER_LIMIT
         self._own = own
-        if not self.in_a_ring:
+        self.kept: list[Block] = []
+        if not self._in_a_ring:
             self._arriving = [_start_all_gather(tensor, self._group) for tensor in own]
 
-    def others(self) -> Iterator[tuple[list[Tensor], Tensor]]:
-        """Blocks of the other processes' rows, each with the mask of those that take part."""
-        yield from (self._ring() if self.in_a_ring else self._gathered())
+    def others(self) -> Iterator[Block]:
+        """The other processes' rows."""
+        if self._in_a_ring:
+            yield from self._ring()
+        else:
+            self.kept = [self._gathered()]
+            yield from self.kept
 
-    def _gathered(self) -> Iterator[tuple[list[Tensor], Tensor]]:
-        blocks = []
+    def _gathered(self) -> Block:
+        arrived = []
         for buffer, work in self._arriving:
             work.wait()
-            blocks.append(buffer)
-        *tensors, mask = blocks
+            arrived.append(buffer)
+        *tensors, mask = arrived
         mask = mask.clone()
         mask[self._group.rank()] = False  # its own rows stay where they are
-        yield [tensor.flatten(0, 1) for tensor in tensors], mask.flatten()
+        return [tensor.flatten(0, 1) for tensor in tensors], mask.flatten()
 
-    def _ring(self) -> Iterator[tuple[list[Tensor], Tensor]]:
+    def _ring(self) -> Iterator[Block]:
         held = self._own
         for _ in range(self._group.size() - 1):
             held = [_passed_on(tensor, self._group) for tensor in held]

@@ -147,9 +147,8 @@ def _crash_of_a_trial(path: Path, functions: Sequence[str]) -> str | None:
         capture_output=True,
         check=False,
     )
-    if (
-        trial.returncode == 0 or b"begun" not in trial.stdout
-    ):  # an embedded Python may start no other
+    has_begun = b"begun" in trial.stdout  # an embedded Python may start no other
+    if trial.returncode == 0 or not has_begun:
         return None
     end = f"signal {-trial.returncode}" if trial.returncode < 0 else f"status {trial.returncode}"
     return f"is damaged: opening it ends a process with {end}"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from action_kernels.ops import checks, declare, registry
 from action_kernels.ops.pairwise_lse import accumulation_dtype
+from action_kernels.ops.saving import in_place, save, saved
 from action_kernels.ops.scale import gradient_of_scale, take_scale, where_it_runs
 
 
@@ -142,22 +143,17 @@ class _Differentiable(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
         call = CenterCall(*arguments)
         lse, probabilities = _forward.below_autograd(call)
-        ctx.save_for_backward(probabilities, call.rows, call.centers, call.mask, call.scale_tensor)
-        ctx.scale = call.scale
+        save(ctx, call, probabilities)
         ctx.mark_non_differentiable(probabilities)
         return lse, probabilities
 
     @staticmethod
     def backward(ctx: Any, grad_lse: Tensor, _: Any) -> tuple[Any, ...]:  # type: ignore[override]
-        probabilities, rows, centers, mask, scale_tensor = ctx.saved_tensors
-        call = CenterCall(rows, centers, ctx.scale, mask, scale_tensor)
+        call, (probabilities,) = saved(ctx, CenterCall)
         wanted = ctx.needs_input_grad
         needs = Needs(wanted[0], wanted[1], wanted[4])
-        gradients = _backward(call, grad_lse, probabilities, needs)
-        grad_rows, grad_centers, grad_scale = (
-            gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)
-        )
-        return grad_rows, grad_centers, None, None, grad_scale
+        grad_rows, grad_centers, grad_scale = _backward(call, grad_lse, probabilities, needs)
+        return in_place(ctx, {0: grad_rows, 1: grad_centers, 4: grad_scale})
 
 
 _backward.without_second_derivative(of="center_lse")

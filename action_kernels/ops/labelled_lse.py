@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from action_kernels.ops import declare, registry
-from action_kernels.ops.pairwise_lse import Needs, accumulation_dtype, is_bounded
+from action_kernels.ops.pairwise_lse import PLACES, Needs, accumulation_dtype, is_bounded
 from action_kernels.ops.relation import LabelledPairs, labelled_pairs
+from action_kernels.ops.saving import in_place, save, saved
 
 
 def labelled_lse(
@@ -105,25 +106,15 @@ class _Differentiable(torch.autograd.Function):
         *rows, bounded = arguments
         pairs = LabelledPairs(*rows)
         lse: Tensor = _forward.below_autograd(*arguments)
-        ctx.save_for_backward(
-            pairs.anchors, pairs.keys, pairs.labels, pairs.key_labels, pairs.scale_tensor, lse
-        )
-        ctx.relation, ctx.scale, ctx.bounded = pairs.relation, pairs.scale, bounded
+        save(ctx, pairs, lse)
+        ctx.bounded = bounded
         return lse
 
     @staticmethod
     def backward(ctx: Any, grad_lse: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        anchors, keys, labels, key_labels, scale_tensor, lse = ctx.saved_tensors
-        pairs = LabelledPairs(
-            anchors, keys, labels, key_labels, ctx.relation, ctx.scale, scale_tensor
-        )
-        wanted = ctx.needs_input_grad
-        needs = Needs(wanted[0], wanted[1], wanted[6])
-        gradients = _backward(pairs, ctx.bounded, grad_lse, lse, needs)
-        grad_anchors, grad_keys, grad_scale = (
-            gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)
-        )
-        return grad_anchors, grad_keys, None, None, None, None, grad_scale, None
+        pairs, (lse,) = saved(ctx, LabelledPairs)
+        gradients = _backward(pairs, ctx.bounded, grad_lse, lse, Needs.of(ctx))
+        return in_place(ctx, dict(zip(PLACES, gradients, strict=True)))
 
 
 _backward.without_second_derivative(of="labelled_lse")

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from action_kernels.distributed import Processes, Travelling, gather_beside
+from action_kernels.distributed import Block, Processes, Travelling, gather_beside
 from action_kernels.ops import declare
 from action_kernels.ops.pairwise_lse import (
+    PLACES,
     Needs,
     PairwiseCall,
     _run_backward,
@@ -18,9 +19,8 @@ from action_kernels.ops.pairwise_lse import (
     is_bounded,
     pairwise_lse,
 )
+from action_kernels.ops.saving import in_place, save, saved
 from action_kernels.ops.scale import take_scale
-
-Block = tuple[list[Tensor], Tensor]
 
 
 def lse_across(
@@ -70,15 +70,12 @@ def _send_keys(call: PairwiseCall, group: str) -> Travelling:
 
 
 def _lse(call: PairwiseCall, group: str) -> tuple[Tensor, list[Block]]:
-    """The log-sum-exp, and the blocks it was over where they stay in memory (gathered, not in a ring)."""
+    """The log-sum-exp, and the blocks it was over where they stay in memory."""
     travelling = _send_keys(call, group)
     lse = _run_forward(call, keep=False)[0]  # while the others' rows travel
-    blocks = []
     for block in travelling.others():
         lse = torch.logaddexp(lse, _run_forward(_of_others(call, block), keep=False)[0])
-        if not travelling.in_a_ring:
-            blocks.append(block)
-    return (lse if call.mask is None else lse.where(call.mask, 0)), blocks
+    return (lse if call.mask is None else lse.where(call.mask, 0)), travelling.kept
 
 
 def _gradients(
@@ -116,20 +113,19 @@ def _gradients_of_rows(
     row_blocks: list[Block],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `_gradients`, where anchors are keys as well: what travelled as these serves as those."""
+    results = torch.stack((grad_lse, lse), 1)
     if row_blocks:
-        ((rows,), mask) = row_blocks[0]
-        results = gather_beside(torch.stack((grad_lse, lse), 1), rows.shape[0], group)
+        arriving = gather_beside(results, row_blocks[0], group)
     else:
-        travelling = Travelling([call.anchors, grad_lse, lse], call.mask, group)
+        arriving = Travelling([call.anchors, results], call.mask, group).others()
     grad_anchors, grad_keys, grad_scale = _run_backward(call, grad_lse, lse, needs)
-    blocks = iter([([rows, *results().unbind(1)], mask)]) if row_blocks else travelling.others()
     one_sided = Needs(needs.need_anchors, False, needs.need_scale)
-    for (theirs, their_grad, their_lse), mask in blocks:
+    for (theirs, their_results), mask in arriving:
         as_keys = _of_others(call, ([theirs], mask))
         part = _run_backward(as_keys, grad_lse, lse, one_sided)
         grad_anchors, grad_scale = grad_anchors + part[0], grad_scale + part[2]
         if needs.need_anchors:
-            as_anchors = ([theirs, their_grad.contiguous(), their_lse.contiguous()], mask)
+            as_anchors = ([theirs, *their_results.T.contiguous()], mask)
             grad_anchors = grad_anchors + _asked_by_others(call, as_anchors)
     return grad_anchors, grad_keys, grad_scale
 
@@ -179,30 +175,24 @@ class _Differentiable(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         *fields, group = arguments
         call = PairwiseCall(*fields)
-        tensors = call.anchors, call.keys, call.mask, call.key_mask, call.scale_tensor
         blocks: list[Block] = []
-        if declare.is_eager(*tensors):
+        if declare.is_eager(*call):
             lse, blocks = _lse(call, group)
         else:
             lse = _forward.below_autograd(call, group)
-        ctx.save_for_backward(lse, *tensors)
-        ctx.scale, ctx.bounded, ctx.group, ctx.blocks = call.scale, call.bounded, group, blocks
+        save(ctx, call, lse)
+        ctx.group, ctx.blocks = group, blocks
         return lse
 
     @staticmethod
     def backward(ctx: Any, grad_lse: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        lse, anchors, keys, mask, key_mask, scale_tensor = ctx.saved_tensors
-        call = PairwiseCall(anchors, keys, ctx.scale, mask, key_mask, ctx.bounded, scale_tensor)
-        wanted = ctx.needs_input_grad
-        needs = Needs(wanted[0], wanted[1], wanted[6])
+        call, (lse,) = saved(ctx, PairwiseCall)
+        needs = Needs.of(ctx)
         if ctx.blocks and not torch.is_grad_enabled():
             gradients = _gradients(call, ctx.group, grad_lse, lse, needs, ctx.blocks)
         else:
             gradients = _backward(call, ctx.group, grad_lse, lse, needs)
-        grad_anchors, grad_keys, grad_scale = (
-            gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)
-        )
-        return grad_anchors, grad_keys, None, None, None, None, grad_scale, None
+        return in_place(ctx, dict(zip(PLACES, gradients, strict=True)))
 
 
 _backward.without_second_derivative(of="lse_across")

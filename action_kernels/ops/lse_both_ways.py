@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from action_kernels.distributed import Processes, Travelling, gather_beside
+from action_kernels.distributed import Block, Processes, Travelling, gather_beside
 from action_kernels.ops import declare
 from action_kernels.ops.lse_across import _asked_by_others, _of_others
 from action_kernels.ops.pairwise_lse import (
+    PLACES,
     Needs,
     PairwiseCall,
     _run_backward,
@@ -19,9 +20,8 @@ from action_kernels.ops.pairwise_lse import (
     is_bounded,
     pairwise_lse,
 )
+from action_kernels.ops.saving import in_place, save, saved
 from action_kernels.ops.scale import take_scale
-
-Block = tuple[list[Tensor], Tensor]
 
 
 def lse_both_ways(
@@ -74,16 +74,13 @@ def _send(call: PairwiseCall, group: str, *values: Tensor) -> Travelling:
 
 
 def _lse(call: PairwiseCall, group: str) -> tuple[Tensor, Tensor, list[Block]]:
-    """Both, and the others' rows where they stay in memory (gathered, not in a ring)."""
+    """Both, and the others' rows where they stay in memory."""
     travelling, ways = _send(call, group), _ways(call)
     both = [_run_forward(way.call, keep=False)[0] for way in ways]  # while the others' rows travel
-    blocks = []
     for block in travelling.others():
         theirs = [_run_forward(way.with_their_keys(block), keep=False)[0] for way in ways]
         both = [torch.logaddexp(*pair) for pair in zip(both, theirs, strict=True)]
-        if not travelling.in_a_ring:
-            blocks.append(block)
-    return both[0], both[1], blocks
+    return both[0], both[1], travelling.kept
 
 
 class _Gradients:
@@ -114,18 +111,16 @@ def _gradients(
         blocks: from the forward pass, or none: then rows travel again.
     """
     if blocks:
-        rows, mask = blocks[0]
-        arrived = gather_beside(results.T, mask.shape[0], group)
+        arriving = gather_beside(results.T, blocks[0], group)
     else:
-        travelling = _send(call, group, results.T)
+        arriving = _send(call, group, results.T).others()
     gradients = _Gradients(needs)
     for way in _ways(call):
         wanted = Needs(needs[way.anchors], needs[way.keys], needs.need_scale)
         parts = _run_backward(way.call, *way.own(results), wanted)
         for position, part in zip((way.anchors, way.keys, 2), parts, strict=True):
             gradients.add(position, part)
-    theirs = iter([([*rows, arrived()], mask)]) if blocks else travelling.others()
-    for block in theirs:
+    for block in arriving:
         for way in _ways(call):
             _add_of_others(gradients, way, results, block)
     return gradients.results(call.anchors)
@@ -188,31 +183,25 @@ class _Differentiable(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
         *fields, group = arguments
         call = PairwiseCall(*fields)
-        tensors = call.anchors, call.keys, call.scale_tensor
         blocks: list[Block] = []
-        if declare.is_eager(*tensors):
+        if declare.is_eager(*call):
             of_first, of_second, blocks = _lse(call, group)
         else:
             of_first, of_second = _forward.below_autograd(call, group)
-        ctx.save_for_backward(of_first, of_second, *tensors)
-        ctx.scale, ctx.bounded, ctx.group, ctx.blocks = call.scale, call.bounded, group, blocks
+        save(ctx, call, of_first, of_second)
+        ctx.group, ctx.blocks = group, blocks
         return of_first, of_second
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        of_first, of_second, first, second, scale_tensor = ctx.saved_tensors
-        call = PairwiseCall(first, second, ctx.scale, None, None, ctx.bounded, scale_tensor)
-        wanted = ctx.needs_input_grad
-        needs = Needs(wanted[0], wanted[1], wanted[6])
+        call, (of_first, of_second) = saved(ctx, PairwiseCall)
+        needs = Needs.of(ctx)
         results = torch.stack((grads[0], of_first, grads[1], of_second))
         if ctx.blocks and not torch.is_grad_enabled():
             gradients = _gradients(call, ctx.group, results, needs, ctx.blocks)
         else:
             gradients = _backward(call, ctx.group, results, needs)
-        of_rows, of_others, of_scale = (
-            gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)
-        )
-        return of_rows, of_others, None, None, None, None, of_scale, None
+        return in_place(ctx, dict(zip(PLACES, gradients, strict=True)))
 
 
 _backward.without_second_derivative(of="lse_both_ways")

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from action_kernels.distributed import Processes, Travelling, gather_beside
+from action_kernels.distributed import Block, Processes, Travelling, gather_beside
 from action_kernels.ops import declare
 from action_kernels.ops.labelled_lse import _backward as lse_backward
 from action_kernels.ops.labelled_lse import _forward as lse_forward
-from action_kernels.ops.pairwise_lse import Needs, accumulation_dtype, is_bounded
+from action_kernels.ops.pairwise_lse import PLACES, Needs, accumulation_dtype, is_bounded
 from action_kernels.ops.pairwise_softplus import _backward as softplus_backward
 from action_kernels.ops.pairwise_softplus import _forward as softplus_forward
 from action_kernels.ops.relation import LabelledPairs, labelled_pairs
+from action_kernels.ops.saving import in_place, save, saved
 
-Block = tuple[list[Tensor], Tensor]
 THEIR_KEYS = Needs(False, True, False)
 
 
@@ -68,36 +68,28 @@ def _for_others(pairs: LabelledPairs, block: Block) -> LabelledPairs:
 
 
 def _sums(pairs: LabelledPairs, bounded: bool, group: str) -> tuple[Tensor, Tensor, list[Block]]:
-    """N, the sums, and the others' rows where they stay in memory (gathered, not in a ring)."""
+    """N, the sums, and the others' rows where they stay in memory."""
     travelling = _send(pairs, group)
     negatives = lse_forward.run(pairs, bounded)  # while the others' rows travel
-    blocks = []
     for block in travelling.others():
         theirs = lse_forward.run(_of_others(pairs, block), bounded)
         negatives = torch.logaddexp(negatives, theirs)
-        if not travelling.in_a_ring:
-            blocks.append(block)
     negatives = negatives.where(pairs.labels >= 0, 0)
     alike = _positives(pairs)
     sums = softplus_forward.run(alike, negatives)
-    for block in blocks or _send(pairs, group).others():
+    for block in travelling.kept or _send(pairs, group).others():
         sums = sums + softplus_forward.run(_of_others(alike, block), negatives)
-    return negatives, sums, blocks
+    return negatives, sums, travelling.kept
 
 
 def _beside(
     pairs: LabelledPairs, values: Sequence[Tensor], group: str, blocks: list[Block]
 ) -> Iterator[Block]:
     """Begin to send numbers (n,) of every row; what arrives are the others', with their rows and labels."""
-    if not blocks:
-        return _send(pairs, group, *values).others()
-    ((rows, labels), mask) = blocks[0]
-    arrived = gather_beside(torch.stack(list(values), 1), rows.shape[0], group)
-
-    def block() -> Iterator[Block]:
-        yield [rows, labels, *(each.contiguous() for each in arrived().unbind(1))], mask
-
-    return block()
+    stacked = torch.stack(list(values), 1)
+    if blocks:
+        return gather_beside(stacked, blocks[0], group)
+    return _send(pairs, group, stacked).others()
 
 
 def _sum(first: Sequence[Tensor], second: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -125,7 +117,7 @@ def _gradients(
         part = lse_backward.run(_of_others(pairs, block), bounded, grad_negatives, negatives, needs)
         rows, scale = _sum((rows, scale), (part[0], part[2]))
         if needs.need_anchors:
-            _, _, their_grad, their_negatives = block[0]
+            their_grad, their_negatives = block[0][2].T.contiguous()
             theirs = _for_others(pairs, block)
             rows = rows + lse_backward.run(
                 theirs, bounded, their_grad, their_negatives, THEIR_KEYS
@@ -150,7 +142,7 @@ def _gradients_of_positives(
         part = softplus_backward.run(_of_others(alike, block), negatives, grad, needs, True)
         totals = _sum(totals, (part[0], *part[2:]))
         if needs.need_anchors:
-            _, _, their_grad, their_negatives = block[0]
+            their_grad, their_negatives = block[0][2].T.contiguous()
             theirs = _for_others(alike, block)
             asked = softplus_backward.run(theirs, their_negatives, their_grad, THEIR_KEYS, False)[1]
             totals = (totals[0] + asked, *totals[1:])
@@ -193,30 +185,26 @@ class _Differentiable(torch.autograd.Function):
         *fields, bounded, group = arguments
         pairs = LabelledPairs(*fields)
         blocks: list[Block] = []
-        if declare.is_eager(pairs.anchors, pairs.labels, pairs.scale_tensor):
+        if declare.is_eager(*pairs):
             negatives, sums, blocks = _sums(pairs, bounded, group)
         else:
             negatives, sums = _forward.below_autograd(pairs, bounded, group)
-        ctx.save_for_backward(pairs.anchors, pairs.labels, pairs.scale_tensor, negatives)
-        ctx.scale, ctx.bounded, ctx.group, ctx.blocks = pairs.scale, bounded, group, blocks
+        save(ctx, pairs, negatives)
+        ctx.bounded, ctx.group, ctx.blocks = bounded, group, blocks
         ctx.mark_non_differentiable(negatives)
         return negatives, sums
 
     @staticmethod
     def backward(ctx: Any, _: Tensor, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        anchors, labels, scale_tensor, negatives = ctx.saved_tensors
-        pairs = LabelledPairs(anchors, None, labels, None, "different", ctx.scale, scale_tensor)
-        wanted = ctx.needs_input_grad
-        needs = Needs(wanted[0], False, wanted[6])
+        pairs, (negatives,) = saved(ctx, LabelledPairs)
+        needs = Needs.of(ctx)
         if ctx.blocks and not torch.is_grad_enabled():
             gradients = _gradients(
                 pairs, ctx.bounded, ctx.group, grad, negatives, needs, ctx.blocks
             )
         else:
             gradients = _backward(pairs, ctx.bounded, ctx.group, grad, negatives, needs)
-        rows = gradients[0] if needs.need_anchors else None
-        scale = gradients[1] if needs.need_scale else None
-        return rows, None, None, None, None, None, scale, None, None
+        return in_place(ctx, dict(zip((PLACES[0], PLACES[2]), gradients, strict=True)))
 
 
 _backward.without_second_derivative(of="multi_positive_across")

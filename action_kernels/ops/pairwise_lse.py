@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from action_kernels.ops import checks, declare, registry
+from action_kernels.ops.saving import in_place, save, saved
 from action_kernels.ops.scale import gradient_of_scale, take_scale, where_it_runs
 
 
@@ -114,12 +115,21 @@ def _for_a_kernel(call: PairwiseCall) -> PairwiseCall:
     return call._replace(scale=number, scale_tensor=tensor)
 
 
+# Of anchors, keys and scale_tensor among the arguments of every op that takes a `PairwiseCall` or `LabelledPairs`.
+PLACES = (0, 1, 6)
+
+
 class Needs(NamedTuple):
     """Which gradients are asked for."""
 
     need_anchors: bool
     need_keys: bool
     need_scale: bool
+
+    @classmethod
+    def of(cls, ctx: Any) -> Needs:
+        """In the backward pass of such an op."""
+        return cls(*(ctx.needs_input_grad[place] for place in PLACES))
 
 
 def _run_backward(
@@ -195,30 +205,23 @@ class _Differentiable(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         call = PairwiseCall(*arguments)
-        tensors = call.anchors, call.keys, call.mask, call.key_mask, call.scale_tensor
         kept = None
-        if declare.is_eager(*tensors):
+        if declare.is_eager(*call):
             lse, kept = _run_forward(call, keep=True)
         else:
             lse = _forward.below_autograd(call)
-        ctx.save_for_backward(lse, kept, *tensors)
-        ctx.scale, ctx.bounded = call.scale, call.bounded
+        save(ctx, call, lse, kept)
         return lse
 
     @staticmethod
     def backward(ctx: Any, grad_lse: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        lse, kept, anchors, keys, mask, key_mask, scale_tensor = ctx.saved_tensors
-        call = PairwiseCall(anchors, keys, ctx.scale, mask, key_mask, ctx.bounded, scale_tensor)
-        wanted = ctx.needs_input_grad
-        needs = Needs(wanted[0], wanted[1], wanted[6])
-        if not torch.is_grad_enabled() and declare.is_eager(grad_lse, anchors):
+        call, (lse, kept) = saved(ctx, PairwiseCall)
+        needs = Needs.of(ctx)
+        if not torch.is_grad_enabled() and declare.is_eager(grad_lse, call.anchors):
             gradients = _run_backward(call, grad_lse, lse, needs, kept)
         else:
             gradients = _backward(call, grad_lse, lse, needs)
-        grad_anchors, grad_keys, grad_scale = (
-            gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)
-        )
-        return grad_anchors, grad_keys, None, None, None, None, grad_scale
+        return in_place(ctx, dict(zip(PLACES, gradients, strict=True)))
 
 
 _backward.without_second_derivative(of="pairwise_lse")

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from action_kernels.ops import checks, declare, registry
-from action_kernels.ops.pairwise_lse import Needs, accumulation_dtype
+from action_kernels.ops.pairwise_lse import PLACES, Needs, accumulation_dtype
 from action_kernels.ops.relation import LabelledPairs, labelled_pairs
+from action_kernels.ops.saving import in_place, save, saved
+
+OFFSETS = 7  # their place among the op's arguments, after those of `LabelledPairs`
 
 
 def pairwise_softplus(
@@ -115,26 +118,15 @@ class _Differentiable(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         *rows, offsets = arguments
         pairs = LabelledPairs(*rows)
-        ctx.save_for_backward(
-            pairs.anchors, pairs.keys, pairs.labels, pairs.key_labels, pairs.scale_tensor, offsets
-        )
-        ctx.relation, ctx.scale = pairs.relation, pairs.scale
+        save(ctx, pairs, offsets)
         return _forward.below_autograd(*arguments)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        anchors, keys, labels, key_labels, scale_tensor, offsets = ctx.saved_tensors
-        pairs = LabelledPairs(
-            anchors, keys, labels, key_labels, ctx.relation, ctx.scale, scale_tensor
-        )
-        wanted = ctx.needs_input_grad
-        needs = Needs(wanted[0], wanted[1], wanted[6])
-        gradients = _backward(pairs, offsets, grad, needs, wanted[7])
-        grad_anchors, grad_keys, grad_scale, grad_offsets = (
-            gradient if needed else None
-            for gradient, needed in zip(gradients, (*needs, wanted[7]), strict=True)
-        )
-        return grad_anchors, grad_keys, None, None, None, None, grad_scale, grad_offsets
+        pairs, (offsets,) = saved(ctx, LabelledPairs)
+        need_offsets = ctx.needs_input_grad[OFFSETS]
+        gradients = _backward(pairs, offsets, grad, Needs.of(ctx), need_offsets)
+        return in_place(ctx, dict(zip((*PLACES, OFFSETS), gradients, strict=True)))
 
 
 _backward.without_second_derivative(of="pairwise_softplus")

@@ -7,15 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from action_kernels.distributed import Processes, Travelling
+from action_kernels.distributed import Block, Processes, Travelling
 from action_kernels.ops import declare
-from action_kernels.ops.pairwise_lse import Needs
+from action_kernels.ops.pairwise_lse import PLACES, Needs
+from action_kernels.ops.pairwise_softplus import OFFSETS, pairwise_softplus
 from action_kernels.ops.pairwise_softplus import _backward as softplus_backward
 from action_kernels.ops.pairwise_softplus import _forward as softplus_forward
-from action_kernels.ops.pairwise_softplus import pairwise_softplus
 from action_kernels.ops.relation import LabelledPairs, labelled_pairs
-
-Block = tuple[list[Tensor], Tensor]
+from action_kernels.ops.saving import in_place, save, saved
 
 
 def softplus_across(
@@ -70,15 +69,12 @@ def _one(takes_part: Tensor) -> Tensor:
 
 
 def _sums(pairs: LabelledPairs, offsets: Tensor, group: str) -> tuple[Tensor, list[Block]]:
-    """The sums, and the others' keys where they stay in memory (gathered, not in a ring)."""
+    """The sums, and the others' keys where they stay in memory."""
     travelling = _send_keys(pairs, group)
     sums = softplus_forward.run(pairs, offsets)  # while the others' keys travel
-    blocks = []
     for block in travelling.others():
         sums = sums + softplus_forward.run(_with_their_keys(pairs, block), offsets)
-        if not travelling.in_a_ring:
-            blocks.append(block)
-    return sums, blocks
+    return sums, travelling.kept
 
 
 def _gradients(
@@ -144,35 +140,24 @@ class _Differentiable(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         *fields, offsets, group = arguments
         pairs = LabelledPairs(*fields)
-        tensors = (
-            pairs.anchors, pairs.keys, pairs.labels, pairs.key_labels, pairs.scale_tensor, offsets
-        )  # fmt: skip
         blocks: list[Block] = []
-        if declare.is_eager(*tensors):
+        if declare.is_eager(*pairs, offsets):
             sums, blocks = _sums(pairs, offsets, group)
         else:
             sums = _forward.below_autograd(pairs, offsets, group)
-        ctx.save_for_backward(*tensors)
-        ctx.scale, ctx.group, ctx.blocks = pairs.scale, group, blocks
+        save(ctx, pairs, offsets)
+        ctx.group, ctx.blocks = group, blocks
         return sums
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        anchors, keys, labels, key_labels, scale_tensor, offsets = ctx.saved_tensors
-        pairs = LabelledPairs(
-            anchors, keys, labels, key_labels, "different", ctx.scale, scale_tensor
-        )
-        wanted = ctx.needs_input_grad
-        needs = Needs(wanted[0], wanted[1], wanted[6])
+        pairs, (offsets,) = saved(ctx, LabelledPairs)
+        needs = Needs.of(ctx)
         if ctx.blocks and not torch.is_grad_enabled():
             gradients = _gradients(pairs, offsets, ctx.group, grad, needs, ctx.blocks)
         else:
             gradients = _backward(pairs, offsets, ctx.group, grad, needs)
-        of_anchors, of_keys, of_scale, of_offsets = (
-            gradient if needed else None
-            for gradient, needed in zip(gradients, (*needs, wanted[7]), strict=True)
-        )
-        return of_anchors, of_keys, None, None, None, None, of_scale, of_offsets, None
+        return in_place(ctx, dict(zip((*PLACES, OFFSETS), gradients, strict=True)))
 
 
 _backward.without_second_derivative(of="softplus_across")

@@ -229,8 +229,13 @@ def whole_tiles_of(visit):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def partial_tile(visit, step):  # type: ignore[no-untyped-def]
-    """Number of the others' tile that is the partial one met at `step`."""
+def tile_met(visit, step, WHOLE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Number of the others' tile that is the whole or partial one met at `step`."""
+    return _whole_tile(visit, step) if WHOLE else _partial_tile(visit, step)
+
+
+@triton.jit
+def _partial_tile(visit, step):  # type: ignore[no-untyped-def]
     tile = tl.load(visit + BEGIN) + step
     tile = _past(tile, tl.load(visit + WHOLE), tl.load(visit + WHOLE_END))
     tile = _past(tile, tl.load(visit + GAP), tl.load(visit + GAP_END))
@@ -238,8 +243,7 @@ def partial_tile(visit, step):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def whole_tile(visit, step):  # type: ignore[no-untyped-def]
-    """The same of the whole ones."""
+def _whole_tile(visit, step):  # type: ignore[no-untyped-def]
     tile = tl.load(visit + WHOLE) + step
     return _past(tile, tl.load(visit + WHOLE_END), tl.load(visit + REST))
 

@@ -30,15 +30,19 @@ from action_kernels.backends.triton.classes import (
     VISIT,
     ByClass,
     pairs_that_count,
-    partial_tile,
     partial_tiles,
     relate,
-    whole_tile,
+    tile_met,
     whole_tiles_of,
 )
 from action_kernels.backends.triton.device import launch, product_precision, target_of
-from action_kernels.backends.triton.products import add_exponentials, add_product, product
-from action_kernels.backends.triton.tiles import load_rows, served, tiling_of
+from action_kernels.backends.triton.products import (
+    add_exponentials,
+    add_product,
+    product,
+    product_of_parts,
+)
+from action_kernels.backends.triton.tiles import load_in_parts, load_rows, served, tiling_of
 from action_kernels.ops.registry import register
 from action_kernels.ops.relation import LabelledPairs
 
@@ -153,7 +157,7 @@ def _sum_exponentials(
 ):  # type: ignore[no-untyped-def]
     """Add the whole or partial tiles met from `begin` to `end` to each row's running maximum and sum."""
     for step in range(begin, end):
-        start = (whole_tile(visit, step) if WHOLE else partial_tile(visit, step)) * KEYS
+        start = tile_met(visit, step, WHOLE) * KEYS
         k = load_rows(keys, start, 0, KEYS, DIM, DIM)
         x = product(a, tl.trans(k), PRECISION)
         factor = multiplier
@@ -203,7 +207,7 @@ def _sum_softplus(
     for first in range(begin, end, FACTORS):
         q = tl.zeros((ROWS, KEYS), tl.float32)
         for step in range(first, tl.minimum(first + FACTORS, end)):
-            start = (whole_tile(visit, step) if WHOLE else partial_tile(visit, step)) * KEYS
+            start = tile_met(visit, step, WHOLE) * KEYS
             k = load_rows(keys, start, 0, KEYS, DIM, DIM)
             x = product(a, tl.trans(k), PRECISION) * multiplier + offset[:, None]
             if not WHOLE:
@@ -277,10 +281,7 @@ def _backward_kernel(
     visit = visits + block * VISIT
     row_first = tl.load(first + rows)
     row_length = tl.load(length + rows)
-    a = load_rows(own, start, first_column, ROWS, WIDTH, DIM)
-    a_rest = a
-    if PARTS == 2:
-        a_rest = load_rows(own, start, WIDTH - first_column, ROWS, WIDTH, DIM)
+    a, a_rest = load_in_parts(own, start, first_column, ROWS, DIM, PARTS)
     a_shift = tl.zeros((ROWS,), tl.float32)
     a_weight = tl.zeros((ROWS,), tl.float32)
     if OWN_TERM:
@@ -358,16 +359,11 @@ def _weigh_tiles(
 ):  # type: ignore[no-untyped-def]
     """Add G · (other rows), and Σ σ, over the whole or partial tiles met from `begin` to `end`."""
     SELF: tl.constexpr = OWN_TERM and OTHER_TERM
-    WIDTH: tl.constexpr = DIM // PARTS
     for step in range(begin, end):
-        other_start = (whole_tile(visit, step) if WHOLE else partial_tile(visit, step)) * KEYS
+        other_start = tile_met(visit, step, WHOLE) * KEYS
         columns = other_start + tl.arange(0, KEYS)
-        b = load_rows(other, other_start, first_column, KEYS, WIDTH, DIM)
-        x = product(a, tl.trans(b), PRECISION)
-        if PARTS == 2:
-            b_rest = load_rows(other, other_start, WIDTH - first_column, KEYS, WIDTH, DIM)
-            x = add_product(x, a_rest, tl.trans(b_rest), PRECISION)
-        x *= multiplier
+        b, b_rest = load_in_parts(other, other_start, first_column, KEYS, DIM, PARTS)
+        x = product_of_parts(a, a_rest, b, b_rest, PARTS, PRECISION) * multiplier
         if not WHOLE:
             counts = pairs_that_count(
                 visit, row_first, row_length, rows, columns, other_count, SAME, SELF

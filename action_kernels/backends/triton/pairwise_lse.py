@@ -35,11 +35,17 @@ from action_kernels.backends.triton.device import (
     product_precision,
     target_of,
 )
-from action_kernels.backends.triton.products import add_exponentials, add_product, product
+from action_kernels.backends.triton.products import (
+    add_exponentials,
+    add_product,
+    product,
+    product_of_parts,
+)
 from action_kernels.backends.triton.tiles import (
     Terms,
     gradient_terms,
     half_unit,
+    load_in_parts,
     load_rows,
     served,
     tiling_of,
@@ -229,10 +235,7 @@ def _backward_kernel(
     start = tl.program_id(0) * ROWS
     local = tl.arange(0, ROWS)
     first_column = tl.program_id(2) * WIDTH
-    a = load_rows(own, start, first_column, ROWS, WIDTH, DIM)
-    a_rest = a
-    if PARTS == 2:
-        a_rest = load_rows(own, start, WIDTH - first_column, ROWS, WIDTH, DIM)
+    a, a_rest = load_in_parts(own, start, first_column, ROWS, DIM, PARTS)
     a_lse = tl.zeros((ROWS,), tl.float32)
     a_weight = tl.zeros((ROWS,), tl.float32)
     if OWN_TERM:
@@ -302,16 +305,11 @@ def _weigh_tiles(
 ):  # type: ignore[no-untyped-def]
     """Add G · (other rows) over the tiles `first` … `last` − 1."""
     SELF: tl.constexpr = OWN_TERM and OTHER_TERM
-    WIDTH: tl.constexpr = DIM // PARTS
     for step in range(first, last):
         other_start = _key_start(start, step, other_tiles, KEYS, SELF)
         columns = other_start + tl.arange(0, KEYS)
-        b = load_rows(other, other_start, first_column, KEYS, WIDTH, DIM)
-        x = product(a, tl.trans(b), PRECISION)
-        if PARTS == 2:
-            b_rest = load_rows(other, other_start, WIDTH - first_column, KEYS, WIDTH, DIM)
-            x = add_product(x, a_rest, tl.trans(b_rest), PRECISION)
-        x *= multiplier
+        b, b_rest = load_in_parts(other, other_start, first_column, KEYS, DIM, PARTS)
+        x = product_of_parts(a, a_rest, b, b_rest, PARTS, PRECISION) * multiplier
         if OTHER_PARTIAL and (HALF or not FIXED):
             # A row b that takes no part is zero, which makes any weight harmless that is finite; of
             # e^(0 − lse) none is sure to be, of g · 2^0 · e^(−lse) only float32 and bfloat16.

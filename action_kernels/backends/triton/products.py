@@ -25,6 +25,15 @@ def add_product(total, a, b, PRECISION: tl.constexpr):  # type: ignore[no-untype
 
 
 @triton.jit
+def product_of_parts(a, a_rest, b, b_rest, PARTS: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
+    """``a · bᵀ`` of rows that came by `tiles.load_in_parts`."""
+    x = product(a, tl.trans(b), PRECISION)
+    if PARTS == 2:
+        x = add_product(x, a_rest, tl.trans(b_rest), PRECISION)
+    return x
+
+
+@triton.jit
 def add_exponentials(maximum, total, x, factor):  # type: ignore[no-untyped-def]
     """Add Σ e^(factor · x) over a tile's columns to running maxima and sums, for factor ≥ 0.
 

@@ -51,6 +51,24 @@ def load_rows(
     return tl.load(first + (local[:, None] * DIM + columns[None, :]))
 
 
+@triton.jit
+def load_in_parts(
+    matrix,
+    start,
+    first_column,
+    ROWS: tl.constexpr,
+    DIM: tl.constexpr,
+    PARTS: tl.constexpr,
+):  # type: ignore[no-untyped-def]
+    """The columns from `first_column` on of the rows, one of `PARTS` parts of them, and the others (of one: the same)."""
+    WIDTH: tl.constexpr = DIM // PARTS
+    part = load_rows(matrix, start, first_column, ROWS, WIDTH, DIM)
+    rest = part
+    if PARTS == 2:
+        rest = load_rows(matrix, start, WIDTH - first_column, ROWS, WIDTH, DIM)
+    return part, rest
+
+
 @dataclass(frozen=True)
 class WholeTiles:
     """Rows as the kernels take them.

@@ -12,8 +12,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TypeVar
@@ -32,7 +31,7 @@ from ..records import duration
 from ..run import choose_device, resolved
 from ..stages import STAGES, Setup, Stage
 from .data import Source
-from .jobs import threads_of
+from .jobs import threads_of, torch_threads
 from .plan import PlannedRun
 from .tables import SETTINGS
 
@@ -41,10 +40,8 @@ Result = TypeVar("Result")
 LARGEST_PROBE = 60e9  # operations of a step that is timed: about a second on two cores
 TIMED_STEPS = 2
 BACKWARD = 2  # a backward pass costs two forward ones
-SAVES_A_VALIDATION, SAVES_AT_THE_END = (
-    2,
-    2,
-)  # the last and the best checkpoint; reading both for the test
+SAVES_A_VALIDATION = 2  # the last and the best checkpoint
+SAVES_AT_THE_END = 2  # reading both for the test
 # A GPU is not at hand to measure: what one sustains on networks this small, and what starting a step's kernels takes.
 GPU_RATE, GPU_SECONDS_A_STEP = 20e12, 0.04
 
@@ -137,17 +134,6 @@ class CostModel:
             f"{stage} on {name} {1e-9 / timing.step:.3g} GFLOP/s"
             for (name, stage), timing in self._timings.items()
         )
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """So many threads meanwhile."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def step_operations(config: Configuration, task: Task, stage: StageName) -> float:

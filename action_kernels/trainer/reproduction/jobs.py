@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -51,6 +52,17 @@ def threads_of(jobs: int) -> int:
     return torch.get_num_threads() if jobs == 1 else max(cores() // jobs, 1)
 
 
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """So many threads meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def carry_out_side_by_side(
     jobs: int, runs: Sequence[PlannedRun], needs: Needs, root: Path
 ) -> list[Failure]:
@@ -58,7 +70,7 @@ def carry_out_side_by_side(
 
     A run that failed in one of the others is tried by this one too. An interruption reaches them all.
     """
-    before, threads = torch.get_num_threads(), threads_of(jobs)
+    threads = threads_of(jobs)
     context = multiprocessing.get_context("spawn")
     others = [
         context.Process(target=_take_part, args=(runs, needs, root, threads))
@@ -66,14 +78,13 @@ def carry_out_side_by_side(
     ]
     for process in others:
         process.start()
-    torch.set_num_threads(threads)
     try:
-        return carry_out(runs, needs, root)
+        with torch_threads(threads):
+            return carry_out(runs, needs, root)
     except BaseException:
         _stop(others)
         raise
     finally:
-        torch.set_num_threads(before)
         for process in others:
             process.join()
 
