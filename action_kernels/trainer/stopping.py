@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -49,6 +50,20 @@ class StopRequest:
         # write, not print: a signal may come in the middle of a print
         with contextlib.suppress(OSError):
             os.write(2, b"\nstopping after this step, then saving (once more to stop at once)\n")
+
+
+@contextlib.contextmanager
+def keeping_signals_of_the_terminal() -> Iterator[None]:
+    """Processes that are started meanwhile do not hear Ctrl-C or a closed terminal: this one tells them to stop."""
+    previous = {}
+    for number in set(SIGNALS) - {signal.SIGTERM}:
+        with contextlib.suppress(ValueError):  # not in the main thread
+            previous[number] = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def tell(*lines: str) -> bool:

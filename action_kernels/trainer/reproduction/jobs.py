@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
 
 from ..errors import TrainerError
-from ..stopping import Interrupted
+from ..stopping import Interrupted, keeping_signals_of_the_terminal
 from .plan import PlannedRun
 from .scale import Scale
 from .work import Failure, Needs, carry_out
 
 SMALL_SCALE = 0.01  # up to which runs are side by side by default
 MOST = 8  # by default: each holds its libraries and its images in memory
-SECONDS_TO_SAVE = 20.0
 
 
 def chosen_jobs(given: int | None, scale: Scale, device: str | None, runs: int) -> int:
@@ -68,7 +70,8 @@ def carry_out_side_by_side(
 ) -> list[Failure]:
     """`carry_out` by this process and `jobs` − 1 others.
 
-    A run that failed in one of the others is tried by this one too. An interruption reaches them all.
+    A run that failed in one of the others is tried by this one too. They save and end when this one is
+    interrupted, and when it is gone.
     """
     threads = threads_of(jobs)
     context = multiprocessing.get_context("spawn")
@@ -76,8 +79,9 @@ def carry_out_side_by_side(
         context.Process(target=_take_part, args=(runs, needs, root, threads))
         for _ in range(jobs - 1)
     ]
-    for process in others:
-        process.start()
+    with keeping_signals_of_the_terminal():
+        for process in others:
+            process.start()
     try:
         with torch_threads(threads):
             return carry_out(runs, needs, root)
@@ -90,6 +94,7 @@ def carry_out_side_by_side(
 
 
 def _take_part(runs: Sequence[PlannedRun], needs: Needs, root: Path, threads: int) -> None:
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
         carry_out(runs, needs, root)
@@ -97,9 +102,25 @@ def _take_part(runs: Sequence[PlannedRun], needs: Needs, root: Path, threads: in
         return
 
 
+def _end_with_the_parent() -> None:
+    """Stop as by SIGTERM when the process that started this one has ended, however it did."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _stop(processes: Sequence[BaseProcess]) -> None:
-    """Those that the signal did not reach (a terminal's Ctrl-C reaches all) are asked to save and end."""
+    """Have them save and end; while they do, another Ctrl-C has them end at once."""
+    try:
+        _terminate(processes)
+    except KeyboardInterrupt:
+        _terminate(processes)
+        raise
+
+
+def _terminate(processes: Sequence[BaseProcess]) -> None:
     for process in processes:
-        process.join(SECONDS_TO_SAVE)
-        if process.is_alive():
-            process.terminate()
+        process.terminate()
+    for process in processes:
+        process.join()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -117,6 +120,35 @@ def test_sessions_of_the_same_second_are_kept_apart(tmp_path):
         work.Session(title).end(tmp_path)
     told = [json.loads(path.read_text())["run"] for path in sorted(tmp_path.glob("sessions/*"))]
     assert told == ["interrupted", "gone on with"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_processes_side_by_side_end_together(tmp_path, number):
+    """Whatever ends the command: those that can save do, and the same command goes on."""
+    words = ["--seeds", "0", "--rows", "pretrain-with", "pretrain-without", "--on", "acdc-10"]
+    words += ["--data", "phantom", "--scale", "0.02", "--device", "cpu", "--jobs", "2"]
+    command = [sys.executable, "-m", "action_kernels", "reproduce", "table5", *words]
+    process = subprocess.Popen(
+        [*command, "--output", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}, start_new_session=True,
+    )  # fmt: skip
+    until(lambda: len(list(tmp_path.glob("runs/*/pretrain/tensorboard/*"))) == 2, seconds=120)
+    of_the_terminal = number == signal.SIGINT  # which sends it to all of them
+    (os.killpg if of_the_terminal else os.kill)(process.pid, number)
+    told, _ = process.communicate(timeout=120)  # returns when nobody can write any more
+    killed = number == signal.SIGKILL
+    assert process.returncode == (-number if killed else 130), told
+    assert "Traceback" not in told
+    saved = [path.parents[1] for path in sessions(tmp_path)]
+    assert len(saved) == (1 if killed else 2), told
+    assert all((run / "pretrain" / "checkpoint.pt").is_file() for run in saved)
+
+
+def until(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_a_failed_run_stops_those_that_begin_from_it_alone(job, monkeypatch):
