@@ -15,7 +15,7 @@ from action_kernels.labels import label_values
 from action_kernels.losses.reduction import REDUCTIONS, anchor_weights
 from action_kernels.losses.scale import logit_scale
 from action_kernels.losses.supervised import SupervisedInputs, anchor_losses, refuse_without_keys
-from action_kernels.ops import checks, pairwise_lse
+from action_kernels.ops import center_lse, checks, pairwise_lse
 from action_kernels.pixels import LabelledRows, key_rows, labelled_rows, pixel_shape
 
 POSITIVES = ("mean", "sum", "balanced")
@@ -154,9 +154,10 @@ def _queue_lse(
     scale: float | Tensor,
 ) -> Tensor:
     """Log-sum-exp over the paired key, the queue and all centres."""
-    rows = anchors.rows.to(anchors.sums_dtype)
     of_queue = pairwise_lse(anchors.rows, queue.rows, scale=scale, mask=anchors.valid)
-    of_centers = (rows @ centers.to(rows.dtype).T * scale).logsumexp(1)
+    of_centers = center_lse(
+        anchors.rows, centers, scale=scale
+    )  # no mask: what takes no part is zero
     # not a stack: torch.compile (2.13) reuses its memory while the backward pass still reads the parts
     lse = torch.logaddexp(of_queue, of_centers)
     return lse if to_pair is None else torch.logaddexp(lse, to_pair * scale)
