@@ -21,7 +21,7 @@ from ..configuration import CONFIGURATION_FILE, Configuration, StageName, option
 from ..errors import TrainerError
 from ..evaluation import Summary
 from ..files import write_json
-from ..locking import Locked
+from ..locking import Locked, locked
 from ..run import Run, run_training
 from ..stopping import tell
 from .measure import Wanted, measure, missing
@@ -57,12 +57,15 @@ def carry_out(runs: Sequence[PlannedRun], needs: Needs, root: Path) -> list[Fail
         Interrupted: after Ctrl-C or SIGTERM; the run that was going on has saved its state.
     """
     failures: dict[str, Failure] = {}
+    told = 0
     while True:
         left = [run for run in runs if run.digest not in failures and is_left(run, needs, root)]
         if not left:
             return list(failures.values())
         if not any(attempt(run, needs, root, failures) for run in left):
-            tell(f"waiting for {len(left)} runs that other processes are writing")
+            if told != len(left):
+                tell(f"waiting for {len(left)} runs that other processes are writing")
+            told = len(left)
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
@@ -101,6 +104,8 @@ def carry_out_one(run: PlannedRun, wanted: Iterable[Wanted], root: Path) -> None
     config = run.configuration(root)
     resume = (folder / CONFIGURATION_FILE).is_file()
     if resume:
+        with locked(folder):  # nothing is told of a run that another process writes
+            pass
         config = resumed(Configuration.load(folder / CONFIGURATION_FILE), config)
     tell(f"\n{run.title}: {'going on with' if resume else 'into'} {folder}")
     session = Session(run.title)

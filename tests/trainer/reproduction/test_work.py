@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
 from trainer.reproduction.test_plan import parse
 
 from action_kernels.trainer.cli import main
+from action_kernels.trainer.configuration import CONFIGURATION_FILE
 from action_kernels.trainer.errors import TrainerError
 from action_kernels.trainer.locking import Locked
 from action_kernels.trainer.loop import Loop
@@ -174,15 +176,20 @@ def test_a_failed_run_stops_those_that_begin_from_it_alone(job, monkeypatch):
     assert done == [first.folder(job.root)]
 
 
-def test_a_run_of_another_process_is_waited_for(job, monkeypatch):
-    """The others come first; then it is looked at again until the other process has finished it."""
+def test_a_run_of_another_process_is_waited_for(job, monkeypatch, capsys):
+    """The others come first; then it is looked at again, without a word, until it is finished."""
     first, other, after = job.runs
     order, waits = [], []
 
-    def training(config, folder, **_):
+    @contextmanager
+    def locked(folder):
         if folder == first.folder(job.root):
             raise Locked("another process")
-        order.append(folder)
+        yield
+
+    def training(config, folder, **_):
+        with locked(folder):
+            order.append(folder)
         _finish(folder)
 
     def _finish(folder):
@@ -192,14 +199,21 @@ def test_a_run_of_another_process_is_waited_for(job, monkeypatch):
 
     def sleep(seconds):
         waits.append(seconds)
-        if len(waits) == 2:
+        if len(waits) == 3:
             _finish(first.folder(job.root))
 
     monkeypatch.setattr(work, "run_training", training)
+    monkeypatch.setattr(work, "locked", locked)
     monkeypatch.setattr(time, "sleep", sleep)
+    first.folder(job.root).mkdir(parents=True)
+    first.configuration(job.root).save(first.folder(job.root) / CONFIGURATION_FILE)
     assert carry_out(job.runs, job.needs, job.root) == []
     assert order == [run.folder(job.root) for run in (other, after)]
-    assert len(waits) == 2
+    assert len(waits) == 3
+    told = capsys.readouterr().out
+    assert told.count("waiting for 1 runs that other processes are writing") == 1
+    assert first.title not in told
+    assert other.title in told
     assert not (first.folder(job.root) / "sessions").exists()
 
 
