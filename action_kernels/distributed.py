@@ -36,9 +36,8 @@ from torch import Tensor
 
 GATHER_LIMIT = 1 << 30  # bytes; where all processes' rows are more, they travel in a ring instead
 
-Block = tuple[
-    list[Tensor], Tensor
-]  # of the other processes' rows, with the mask of those that take part
+# Of the other processes' rows, with the mask of those that take part.
+Block = tuple[list[Tensor], Tensor]
 
 
 class Processes(NamedTuple):

@@ -126,7 +126,7 @@ def test_sessions_of_the_same_second_are_kept_apart(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_processes_side_by_side_end_together(tmp_path, number):
-    """Whatever ends the command: those that can save do, and the same command goes on."""
+    """Whatever ends the command: those that can save do."""
     words = ["--seeds", "0", "--rows", "pretrain-with", "pretrain-without", "--on", "acdc-10"]
     words += ["--data", "phantom", "--scale", "0.02", "--device", "cpu", "--jobs", "2"]
     command = [sys.executable, "-m", "action_kernels", "reproduce", "table5", *words]
