@@ -12,12 +12,15 @@ the others waiting, as with any collective.
 
 What travels where anchors are compared with each other (SupCon, SAACL's batch form, NT-Xent): the prepared
 rows once, in their own dtype, and in the backward pass two float32 numbers a row. For W processes of b rows of
-d elements of s bytes that is (W − 1) · b · (d · s + 8) bytes to each process, one mask byte a row, and a count.
-The multi-positive NT-Xent sends labels too and two numbers for each of its two sums: (W − 1) · b · (d · s + 8 + 16).
+d elements of s bytes that is (W − 1) · b · (d · s + 8) bytes to each process, and a count; where a process leaves
+rows out, also one mask byte a row. (b is that of the process with most rows: the others are filled up to it.)
+The multi-positive NT-Xent sends labels too, and three numbers for its two sums: (W − 1) · b · (d · s + 8 + 12).
 
 Where keys are other rows than the anchors, both travel once: anchors have to reach the keys that get a gradient
-from them. CLIP sends images and texts in the forward pass, (W − 1) · b · (2 · d · s + 16) in all; InfoNCE and SigLIP
-keys or texts there, and queries or images with their two numbers in the backward pass, (W − 1) · b · (2 · d · s + 8).
+from them. CLIP sends images and texts in the forward pass, and two numbers of each in the backward pass,
+(W − 1) · b · (2 · d · s + 16) in all; InfoNCE keys in the forward pass, and queries with two numbers in the backward
+pass, (W − 1) · b · (2 · d · s + 8), of which nothing but (W − 1) · b · d · s where keys get no gradient; SigLIP
+in the same way, with one number, (W − 1) · b · (2 · d · s + 4).
 
 Rows travel once more in the backward pass under `torch.compile`, and where all rows are more than `GATHER_LIMIT`
 bytes: then they go round in a ring and are never all in one place. No gradients of rows travel, ever.
@@ -82,23 +85,25 @@ def gather_rows(rows: Tensor, group: Processes | None) -> Tensor:
     return torch.cat([block[:count] for block, count in zip(padded, counts, strict=True)])
 
 
+def own_rows(rows: Tensor, count: int, group: Processes | None) -> Tensor:
+    """Of what `gather_rows` or something of its length holds, the `count` rows of this process."""
+    if group is None:
+        return rows
+    before = sum(row_counts(count, rows.device, group.name)[: resolve(group.name).rank()])
+    return rows[before : before + count]
+
+
 def row_counts(count: int, device: torch.device, group: str) -> list[int]:
     """How many rows each process brings. On a GPU this waits for the device."""
-    own = torch.tensor([count], device=device)
-    return [int(each) for each in _all_gather(own, group)]
+    return [counted for counted, _ in _announced(count, False, device, group)]
 
 
-def gather_beside(values: Tensor, block: Block, group: str) -> Iterator[Block]:
-    """Begin to gather values (b, …) of every row; what arrives is the block gathered before, with theirs."""
-    rows, mask = block
-    processes = resolve(group)
-    buffer, work = _start_all_gather(_padded(values, mask.shape[0] // processes.size()), processes)
-
-    def arriving() -> Iterator[Block]:
-        work.wait()
-        yield [*rows, buffer.flatten(0, 1)], mask
-
-    return arriving()
+def _announced(
+    count: int, masked: bool, device: torch.device, group: str
+) -> list[tuple[int, bool]]:
+    """How many rows each process brings, and whether it leaves some out: one number of each."""
+    own = torch.tensor([2 * count + masked], device=device)
+    return [(int(each) // 2, bool(each % 2)) for each in _all_gather(own, group)]
 
 
 class Travelling:
@@ -106,24 +111,27 @@ class Travelling:
 
     Args:
         tensors: (b, …) each, of the same number of rows.
-        mask: (b,) bool, the rows that take part; None: all.
+        mask: (b,) bool, the rows that take part; None: all. It travels if a process has one.
 
     Attributes:
         kept: the blocks that have come, where all rows stay in memory (gathered, not in a ring).
     """
 
     def __init__(self, tensors: Sequence[Tensor], mask: Tensor | None, group: str) -> None:
-        self._group, count = resolve(group), tensors[0].shape[0]
-        self._most = max(row_counts(count, tensors[0].device, group))
-        if mask is None:
-            mask = torch.ones(count, dtype=torch.bool, device=tensors[0].device)
-        own = [_padded(tensor, self._most) for tensor in (*tensors, mask)]
-        bytes_of_all = sum(t.numel() * t.element_size() for t in own) * self._group.size()
+        count, self._device = tensors[0].shape[0], tensors[0].device
+        self._group, self._of_rows = resolve(group), len(tensors)
+        announced = _announced(count, mask is not None, self._device, group)
+        self._counts = [each for each, _ in announced]
+        travelling = list(tensors)
+        if any(masked for _, masked in announced):
+            given = tensors[0].new_ones(count, dtype=torch.bool) if mask is None else mask
+            travelling.append(given)
+        self._own = [_padded(tensor, max(self._counts)) for tensor in travelling]
+        bytes_of_all = sum(t.numel() * t.element_size() for t in self._own) * self._group.size()
         self._in_a_ring = bytes_of_all > GATHER_LIMIT
-        self._own = own
         self.kept: list[Block] = []
         if not self._in_a_ring:
-            self._arriving = [_start_all_gather(tensor, self._group) for tensor in own]
+            self._arriving = [_start_all_gather(tensor, self._group) for tensor in self._own]
 
     def others(self) -> Iterator[Block]:
         """The other processes' rows."""
@@ -137,18 +145,43 @@ class Travelling:
         arrived = []
         for buffer, work in self._arriving:
             work.wait()
-            arrived.append(buffer)
-        *tensors, mask = arrived
-        mask = mask.clone()
-        mask[self._group.rank()] = False  # its own rows stay where they are
-        return [tensor.flatten(0, 1) for tensor in tensors], mask.flatten()
+            arrived.append(buffer.flatten(0, 1))
+        counts = list(self._counts)
+        counts[self._group.rank()] = 0  # its own rows stay where they are
+        return self._block(arrived, counts)
 
     def _ring(self) -> Iterator[Block]:
-        held = self._own
-        for _ in range(self._group.size() - 1):
+        held, rank, size = self._own, self._group.rank(), self._group.size()
+        for step in range(1, size):
             held = [_passed_on(tensor, self._group) for tensor in held]
-            *tensors, mask = held
-            yield tensors, mask
+            yield self._block(held, [self._counts[(rank - step) % size]])
+
+    def _block(self, tensors: list[Tensor], counts: list[int]) -> Block:
+        """Of processes that bring so many rows each, with what fills them up to the largest left out."""
+        places = torch.arange(max(self._counts), device=self._device)
+        there = (places < torch.tensor(counts, device=self._device)[:, None]).flatten()
+        masks = tensors[self._of_rows :]
+        return tensors[: self._of_rows], there & masks[0] if masks else there
+
+
+class TravellingBeside:
+    """Values (b, …) of every row on their way, for a block of rows that has come before.
+
+    Attributes:
+        kept: what has come, that block with theirs.
+    """
+
+    def __init__(self, values: Tensor, block: Block, group: str) -> None:
+        processes = resolve(group)
+        padded = _padded(values, block[1].shape[0] // processes.size())
+        self._block, self.kept = block, list[Block]()
+        self._buffer, self._work = _start_all_gather(padded, processes)
+
+    def others(self) -> Iterator[Block]:
+        self._work.wait()
+        rows, mask = self._block
+        self.kept = [([*rows, self._buffer.flatten(0, 1)], mask)]
+        yield from self.kept
 
 
 def _padded(tensor: Tensor, rows: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from action_kernels.distributed import gather_rows, processes_of
+from action_kernels.distributed import gather_rows, own_rows, processes_of
 from action_kernels.labels import label_values
 from action_kernels.ops import checks
 
@@ -36,7 +36,8 @@ class MemoryQueue(nn.Module):
         >>> queue = MemoryQueue(size=3, dim=2)
         >>> queue.labels  # of the random rows that it begins with
         tensor([-1, -1, -1])
-        >>> queue.enqueue(torch.ones(2, 2), torch.tensor([4, 5]))
+        >>> queue.enqueue(torch.ones(2, 2), torch.tensor([4, 5]))  # where they are now
+        tensor([1, 2])
         >>> queue.labels  # the oldest first
         tensor([-1,  4,  5])
     """
@@ -87,10 +88,14 @@ class MemoryQueue(nn.Module):
     @torch.no_grad()
     def enqueue(
         self, features: Tensor, labels: Tensor | None = None, *, mask: Tensor | None = None
-    ) -> None:
+    ) -> Tensor:
         """Add rows (n, dim) with labels (n,), any n; the oldest leave. They are stored as given.
 
         Without `labels` the rows have no class. Rows that `mask` (n,) bool leaves out do not enter.
+
+        Returns:
+            (n,) int64, the rows of `features` where they are now, −1 for those that did not enter or have
+            left again: what `own_keys` of `supcon_loss` takes. With a group, of this process's rows.
 
         Raises:
             TypeError, ValueError: naming the argument that does not fit, or that holds NaN (looked at
@@ -105,10 +110,11 @@ class MemoryQueue(nn.Module):
         part = torch.ones_like(numbers, dtype=torch.bool) if mask is None else mask.flatten()
         rows = features.to(self.dtype).where(part[:, None], 0)
         checks.check_finite("features", rows)
-        self._write(*(gather_rows(each, self._group) for each in (rows, numbers, part)))
+        places = self._write(*(gather_rows(each, self._group) for each in (rows, numbers, part)))
+        return own_rows(places, rows.shape[0], self._group)
 
-    def _write(self, rows: Tensor, labels: Tensor, part: Tensor) -> None:
-        """Slot after slot for the rows that take part, the last `size` of them."""
+    def _write(self, rows: Tensor, labels: Tensor, part: Tensor) -> Tensor:
+        """Slot after slot for the rows that take part, the last `size` of them; their places in `features`."""
         rank = part.long().cumsum(0)
         count = part.long().sum()
         kept = part & (rank > count - self.size)
@@ -116,6 +122,7 @@ class MemoryQueue(nn.Module):
         self.ring.index_copy_(0, slots, rows.where(kept[:, None], 0))
         self.ring_labels.index_copy_(0, slots, labels.where(kept, self.no_class))
         self.oldest.copy_((self.oldest + count) % self.size)
+        return (self.size - count + rank - 1).where(kept, -1)
 
     def extra_repr(self) -> str:
         return f"size={self.size}, dim={self.ring.shape[1]}"

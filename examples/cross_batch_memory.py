@@ -40,12 +40,11 @@ def train(memory_size: int) -> float:
     generator = torch.Generator().manual_seed(1)
     network = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, DIM))
     memory = MemoryQueue(memory_size, DIM)
-    own = torch.arange(memory_size - BATCH, memory_size)
     optimizer = torch.optim.Adam(network.parameters(), 3e-3)
     for _ in range(STEPS):
         images, labels = samples(BATCH, generator)
         embeddings = network(images)
-        memory.enqueue(embeddings, labels)  # the batch first, so that it meets itself too …
+        own = memory.enqueue(embeddings, labels)  # the batch first, so that it meets itself too …
         loss = supcon_loss(
             embeddings, labels, num_classes=CLASSES, keys=memory.features, key_labels=memory.labels,
             own_keys=own,  # … but none its own copy

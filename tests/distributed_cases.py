@@ -17,10 +17,6 @@ from torch import Tensor, nn
 
 import action_kernels as ak
 from action_kernels import distributed
-from action_kernels.ops.lse_across import lse_across
-from action_kernels.ops.lse_both_ways import lse_both_ways
-from action_kernels.ops.multi_positive_across import multi_positive_across
-from action_kernels.ops.softplus_across import softplus_across
 
 CLASSES, INPUTS, DIM = 4, 6, 16
 
@@ -70,6 +66,28 @@ def supcon_over_a_shared_memory(first, _second, tau, batch, group):
         first, batch.labels, keys=batch.queue.to(first.dtype), key_labels=batch.queue_labels,
         num_classes=CLASSES, temperature=tau, group=group,
     )  # fmt: skip
+
+
+def _with_memory_of_the_batch(loss, first, tau, batch, group, **options):
+    """Against a memory that took the batch in just before, and is too small for all of it."""
+    memory = ak.MemoryQueue(20, DIM, group=group)
+    own = memory.enqueue(first.detach(), batch.labels, mask=batch.mask)
+    return loss(
+        first, batch.labels, mask=batch.mask, keys=memory.features.to(first.dtype),
+        key_labels=memory.labels, own_keys=own, num_classes=CLASSES, temperature=tau, group=group, **options,
+    )  # fmt: skip
+
+
+def supcon_without_own_copies(first, _second, tau, batch, group):
+    return _with_memory_of_the_batch(
+        ak.supcon_loss, first, tau, batch, group, mean_over="with_positives"
+    )
+
+
+def multi_positive_without_own_copies(first, _second, tau, batch, group):
+    return _with_memory_of_the_batch(
+        ak.multi_positive_nt_xent_loss, first, tau, batch, group, mean_over="pairs"
+    )
 
 
 def saacl_batch(first, _second, tau, batch, group, positives="mean"):
@@ -164,10 +182,12 @@ def contrast_with_prototypes(first, second, tau, batch, group):
 _NAMED = (
     supcon, supcon_sum_with_positives, supcon_over_a_shared_memory, saacl_batch, saacl_module, info_nce,
     nt_xent, clip, multi_positive, multi_positive_over_pairs, multi_positive_over_a_shared_memory, siglip,
-    siglip_with_more_texts, relational, anatomical, contrast_with_prototypes,
+    siglip_with_more_texts, relational, anatomical, contrast_with_prototypes, supcon_without_own_copies,
+    multi_positive_without_own_copies,
 )  # fmt: skip
 # those that compare the anchors of a process with rows of the others
 ACROSS = ("supcon", "nt_xent", "info_nce", "clip", "multi_positive", "siglip")
+OWN_COPIES = ("supcon_without_own_copies", "multi_positive_without_own_copies")
 LOSSES: dict[str, Loss] = {loss.__name__: loss for loss in _NAMED}
 LOSSES["saacl_balanced"] = partial(saacl_batch, positives="balanced")
 
@@ -229,12 +249,12 @@ CASES = [
     *(Case(loss, split, ring=True) for loss in ACROSS for split in ("uneven", "empty")),
     *(
         Case(loss, dtype=dtype)
-        for loss in ("saacl_batch", "relational", *ACROSS)
+        for loss in ("saacl_batch", "relational", *OWN_COPIES, *ACROSS)
         for dtype in (torch.float64, torch.bfloat16)
     ),
     Case("contrast_with_prototypes", dtype=torch.float64),
     *(Case(loss, compiled=True) for loss in ACROSS),
-    *(Case(loss, accumulated=True) for loss in ("saacl_module", *ACROSS)),
+    *(Case(loss, accumulated=True) for loss in ("saacl_module", *OWN_COPIES, *ACROSS)),
 ]  # fmt: skip
 
 
@@ -263,10 +283,10 @@ def result(case: Case, batch: Batch, model: nn.Module, group: dist.ProcessGroup 
 
 
 class Traffic:
-    """Bytes that collectives bring to this process from the others, counted where torch.distributed is called."""
+    """Counted where torch.distributed is called: bytes that come to this process, and bytes that are summed."""
 
     def __init__(self, size: int) -> None:
-        self.size, self.bytes = size, 0
+        self.size, self.bytes, self.summed = size, 0, 0
         self._all_gather, self._all_reduce = dist.all_gather, dist.all_reduce
         self._ring = dist.batch_isend_irecv
 
@@ -286,7 +306,7 @@ class Traffic:
         return self._all_gather(parts, own, **options)
 
     def all_reduce(self, values, **options):
-        self.bytes += 2 * values.numel() * values.element_size() * (self.size - 1) // self.size
+        self.summed += values.numel() * values.element_size()
         return self._all_reduce(values, **options)
 
     def ring(self, operations):
@@ -299,52 +319,41 @@ class Traffic:
 
 
 TRAFFIC_ROWS, TRAFFIC_DIM = 24, 32
+TRAFFIC_LABELS = torch.arange(TRAFFIC_ROWS) % CLASSES
 
 
-def _own_rows() -> Tensor:
-    return torch.nn.functional.normalize(torch.randn(TRAFFIC_ROWS, TRAFFIC_DIM))
+def _of_labels(loss, rows, group, labels=TRAFFIC_LABELS):
+    return loss(rows, labels, num_classes=CLASSES, reduction="sum", group=group)
 
 
-def _lse(rows, _others, group):
-    return lse_across(rows, scale=5.0, group=group, normalized=True)
-
-
-def _lse_of_queries(rows, others, group):
-    return lse_across(rows, others, scale=5.0, group=group, normalized=True)
-
-
-def _lse_both_ways(rows, others, group):
-    return sum(lse_both_ways(rows, others, scale=5.0, group=group, normalized=True))
-
-
-def _multi_positive(rows, _others, group):
-    labels = torch.arange(TRAFFIC_ROWS) % CLASSES
-    return multi_positive_across(rows, labels=labels, scale=5.0, group=group, normalized=True)[1]
-
-
-def _softplus(rows, others, group):
-    numbers, offsets = torch.arange(TRAFFIC_ROWS), torch.zeros(TRAFFIC_ROWS)
-    return softplus_across(
-        rows, others, labels=numbers, key_labels=numbers, offsets=offsets, scale=5.0, group=group
-    )
-
-
-TRAFFIC_OPS = {
-    op.__name__.strip("_"): op
-    for op in (_lse, _lse_of_queries, _lse_both_ways, _multi_positive, _softplus)
+TRAFFIC: dict[str, Loss] = {
+    "supcon": lambda rows, _, group: _of_labels(ak.supcon_loss, rows, group),
+    # by the processes after the first
+    "supcon, some rows left out": lambda rows, _, group: _of_labels(
+        ak.supcon_loss, rows, group, (TRAFFIC_LABELS - dist.get_rank()).clamp(min=-1)
+    ),
+    "multi_positive": lambda rows, _, group: _of_labels(
+        ak.multi_positive_nt_xent_loss, rows, group
+    ),
+    "nt_xent": partial(ak.nt_xent_loss, reduction="sum"),
+    "clip": partial(ak.clip_loss, reduction="sum"),
+    "info_nce": partial(ak.info_nce_loss, reduction="sum"),
+    "info_nce, constant keys": lambda rows, others, group: ak.info_nce_loss(
+        rows, others.detach(), reduction="sum", group=group
+    ),
+    "siglip": partial(ak.siglip_loss, reduction="sum"),
 }
 
 
-def traffic(op: str, dtype: torch.dtype, ring: bool, size: int) -> dict[str, int]:
-    """Bytes of the forward and the backward pass of an op that compares rows with those of all processes."""
+def traffic(loss: str, dtype: torch.dtype, ring: bool, size: int) -> list[tuple[int, int]]:
+    """Bytes that come and that are summed, in the forward and in the backward pass, of rows or pairs of them."""
     distributed.GATHER_LIMIT = 0 if ring else 1 << 30
-    rows, others = (_own_rows().to(dtype).requires_grad_() for _ in range(2))
-    group = distributed.processes_of(dist.group.WORLD)
+    rows = [torch.randn(TRAFFIC_ROWS, TRAFFIC_DIM).to(dtype).requires_grad_() for _ in range(2)]
     with Traffic(size) as forward:
-        values = TRAFFIC_OPS[op](rows, others, group)
+        value = TRAFFIC[loss](*rows, group=dist.group.WORLD)
     with Traffic(size) as backward:
-        values.sum().backward()
-    return {"forward": forward.bytes, "backward": backward.bytes}
+        value.backward()
+    return [(each.bytes, each.summed) for each in (forward, backward)]
 
 
 def run(rank: int, size: int, folder: str) -> None:
@@ -360,8 +369,8 @@ def run(rank: int, size: int, folder: str) -> None:
         batch = own_part(joined_batch(case.split), case.split, rank, size)
         results[case.name()] = result(case, batch, model, group)
     results["traffic"] = {
-        (op, dtype, ring): traffic(op, dtype, ring, size)
-        for op in TRAFFIC_OPS
+        (loss, dtype, ring): traffic(loss, dtype, ring, size)
+        for loss in TRAFFIC
         for dtype in (torch.float32, torch.bfloat16)
         for ring in (False, True)
     }

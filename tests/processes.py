@@ -19,7 +19,7 @@ def enqueue_in_a_process(rank: int, folder: str) -> None:
     )
     queue = MemoryQueue(6, 3, group=dist.group.WORLD)
     for step in range(3):
-        queue.enqueue(*numbered(10 * step + 5 * rank, 2))
-    torch.save((queue.features, queue.labels), f"{folder}/{rank}.pt")
+        own = queue.enqueue(*numbered(10 * step + 5 * rank, 3 - rank))
+    torch.save((queue.features, queue.labels, own), f"{folder}/{rank}.pt")
     dist.barrier()  # no process leaves while the other still speaks to it
     dist.destroy_process_group()

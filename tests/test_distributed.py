@@ -10,8 +10,8 @@ from distributed_cases import (
     CASES,
     CLASSES,
     SPLITS,
+    TRAFFIC,
     TRAFFIC_DIM,
-    TRAFFIC_OPS,
     TRAFFIC_ROWS,
     Model,
     joined_batch,
@@ -56,31 +56,40 @@ def test_equals_one_process_on_the_joined_batch(case, outcomes):
     assert_near(joined, alone["inputs"], case.dtype)
 
 
-# Bytes of each of the other processes' rows, r of its elements and a mask byte or two numbers: in the forward pass, in the
-# backward pass, and how many row counts travel; then the same in a ring, where rows are never kept.
+# Bytes of each of the other processes' rows or pairs, r of the elements of one row: in the forward pass, in the backward pass,
+# and how many row counts travel; then the same in a ring, where rows are never kept.
 BYTES = {
-    "lse": (lambda r: (r + 1, 8), (1, 0), lambda r: (r + 1, r + 1 + 8), (1, 1)),
-    "lse_of_queries": (lambda r: (r + 1, r + 1 + 8), (1, 1), lambda r: (r + 1, 2 * (r + 1) + 8), (1, 2)),
-    "lse_both_ways": (lambda r: (2 * r + 1, 16), (1, 0), lambda r: (2 * r + 1, 2 * r + 1 + 16), (1, 1)),
-    "multi_positive": (
-        lambda r: (r + 8 + 1, 16), (1, 0), lambda r: (2 * (r + 8 + 1), 2 * (r + 8 + 1 + 8)), (2, 2)
-    ),
-    "softplus": (lambda r: (r + 1, r + 1 + 8), (1, 1), lambda r: (r + 1, 2 * (r + 1) + 8), (1, 2)),
+    "supcon": (lambda r: (r, 8), (1, 0), lambda r: (r, r + 8), (1, 1)),
+    "supcon, some rows left out": (lambda r: (r + 1, 8), (1, 0), lambda r: (r + 1, r + 1 + 8), (1, 1)),
+    "multi_positive": (lambda r: (r + 8, 12), (1, 0), lambda r: (2 * (r + 8), 2 * (r + 8 + 8)), (2, 2)),
+    "nt_xent": (lambda r: (2 * r, 16), (1, 0), lambda r: (2 * r, 2 * r + 16), (1, 1)),
+    "clip": (lambda r: (2 * r, 16), (1, 0), lambda r: (2 * r, 2 * r + 16), (1, 1)),
+    "info_nce": (lambda r: (r, r + 8), (1, 1), lambda r: (r, 2 * r + 8), (1, 2)),
+    "info_nce, constant keys": (lambda r: (r, 0), (1, 0), lambda r: (r, r), (1, 1)),
+    "siglip": (lambda r: (r, r + 4), (1, 1), lambda r: (r, 2 * r + 4), (1, 2)),
 }  # fmt: skip
+# float32 numbers that are added up over all processes: counts and sums of classes, and the gradient of the latter
+SUMS = {
+    "supcon": (CLASSES + CLASSES * TRAFFIC_DIM, CLASSES * TRAFFIC_DIM),
+    "supcon, some rows left out": (CLASSES + CLASSES * TRAFFIC_DIM, CLASSES * TRAFFIC_DIM),
+    "multi_positive": (CLASSES, 0),
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op", TRAFFIC_OPS)
+@pytest.mark.parametrize("loss", TRAFFIC)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("ring", [False, True], ids=["gathered", "ring"])
-def test_the_bytes_that_travel_are_those_of_the_documentation(outcomes, op, dtype, ring):
-    """Of rows, masks and numbers, and eight bytes for each count of rows."""
-    of_rows, counts = BYTES[op][2 * ring :][:2]
-    others, (forward, backward) = len(outcomes) - 1, of_rows(TRAFFIC_DIM * dtype.itemsize)
+def test_the_bytes_that_travel_are_those_of_the_documentation(outcomes, loss, dtype, ring):
+    """Of rows, masks and numbers, and eight for each count of rows; beside them those of sums."""
+    of_rows, counts = BYTES[loss][2 * ring :][:2]
+    of_each = of_rows(TRAFFIC_DIM * dtype.itemsize)
+    expected = [
+        ((len(outcomes) - 1) * (TRAFFIC_ROWS * row + 8 * count), 4 * sums)
+        for row, count, sums in zip(of_each, counts, SUMS.get(loss, (0, 0)), strict=True)
+    ]
     for found in outcomes:
-        measured = found["traffic"][op, dtype, ring]
-        assert measured["forward"] == others * (TRAFFIC_ROWS * forward + 8 * counts[0])
-        assert measured["backward"] == others * (TRAFFIC_ROWS * backward + 8 * counts[1])
+        assert found["traffic"][loss, dtype, ring] == expected
 
 
 def test_classes_of_some_processes_alone():

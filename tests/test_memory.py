@@ -58,6 +58,22 @@ def test_rows_left_out_do_not_enter():
     assert queue.labels.tolist() == [2, 3, 5, 6, 7]
 
 
+@pytest.mark.parametrize("counts", [[3, 3, 3], [0, 5], [9], [2, 12, 1]])
+def test_tells_where_rows_are_now(counts):
+    queue, seen = MemoryQueue(7, 3), 0
+    for count in counts:
+        features, labels = numbered(seen, count)
+        mask = labels % 3 > 0
+        places = queue.enqueue(features, labels, mask=mask)
+        seen += count
+        assert places.shape == (count,)
+        assert queue.labels[places[places >= 0]].equal(labels[places >= 0])
+        left = mask & (
+            mask.long().flip(0).cumsum(0).flip(0) <= 7
+        )  # of those that entered, the last 7
+        assert torch.equal(places >= 0, left)
+
+
 def test_autograd_accepts_the_next_step():
     queue, x = MemoryQueue(4, 3), torch.ones(2, 3, requires_grad=True)
     total = (x @ queue.features.T).sum()
@@ -112,9 +128,12 @@ def test_bad_size():
 
 def test_processes_hold_the_same_queue(tmp_path: Path):
     mp.spawn(enqueue_in_a_process, (str(tmp_path),), nprocs=2)
-    (first, labels), (second, other_labels) = (torch.load(tmp_path / f"{r}.pt") for r in (0, 1))
+    (first, labels, own), (second, other_labels, other) = (
+        torch.load(tmp_path / f"{r}.pt") for r in (0, 1)
+    )
     assert torch.equal(first, second)
-    assert labels.tolist() == other_labels.tolist() == [15, 16, 20, 21, 25, 26]
+    assert labels.tolist() == other_labels.tolist() == [16, 20, 21, 22, 25, 26]
+    assert (own.tolist(), other.tolist()) == ([1, 2, 3], [4, 5])
 
 
 def test_rows_without_labels_have_no_class():

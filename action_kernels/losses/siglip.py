@@ -76,11 +76,7 @@ def siglip_loss(
     images = prepare_rows(image, normalize=normalize)
     checks.check_finite("image", images)
     texts = key_rows("text", text, images, normalize=normalize)
-    pairs = torch.arange(m, device=image.device)
-    others = softplus_across(
-        images, texts, labels=pairs[:n], key_labels=pairs, offsets=offset.expand(n), scale=scale,
-        group=processes,
-    )  # fmt: skip
+    others = softplus_across(images, texts, offset=offset, scale=scale, group=processes)
     products = (images.to(offset.dtype) * texts[:n].to(offset.dtype)).sum(1)
     own = -torch.nn.functional.logsigmoid(products * scale + offset)
     return reduce(own + others, reduction, (n,), group=processes)

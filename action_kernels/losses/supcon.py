@@ -57,7 +57,8 @@ def supcon_loss(
         key_labels: of the keys; needed with them. A key labelled `ignore_index` takes no part.
         mask, key_mask: of the labels' and key labels' shape, bool; True takes part.
         own_keys: with keys, of the labels' shape: the row of `keys` that is the anchor's own copy, which
-            it is not compared with; −1 for none. For a memory that took the batch in just before.
+            it is not compared with; −1 for none. For a memory that took the batch in just before:
+            `MemoryQueue.enqueue` returns them.
         normalize: L2-normalise features and keys; False promises nothing about norms.
         weight: (K,), ≥ 0, of the anchors of each class; gives num_classes.
         sample_weight: of the labels' shape, ≥ 0, of every anchor. With weights w the mean is
@@ -66,8 +67,9 @@ def supcon_loss(
             (anchor, positive), so that an anchor counts as often as it has positives.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` (of the labels' shape, 0 for pixels that take no
             part).
-        group: processes whose batches are one: see `action_kernels.distributed`. Needs num_classes;
-            `keys` are taken to be the same on all of them.
+        group: processes whose batches are one: see `action_kernels.distributed`. Needs num_classes or
+            weight. `keys` are taken to be the same on all of them, and each process's `own_keys` are
+            rows of these.
 
     Returns:
         float32 (float64 for float64 features), a scalar unless ``reduction="none"``; ≥ 0.

@@ -108,7 +108,7 @@ def supervised_inputs(
     """Check the arguments of a loss over labelled anchors, and bring them into one form."""
     processes = processes_of(group)
     if processes is not None:
-        _check_with_group(num_classes, weight, own_index)
+        _check_with_group(num_classes, weight)
     checks.check_choice("reduction", reduction, REDUCTIONS)
     checks.check_choice("mean_over", mean_over, MEAN_OVER)
     values = [
@@ -145,15 +145,11 @@ def supervised_inputs(
     return SupervisedInputs(anchors, others, num_classes, labels.shape, weights, own, processes)
 
 
-def _check_with_group(
-    num_classes: int | None, weight: Tensor | None, own_index: Tensor | None
-) -> None:
+def _check_with_group(num_classes: int | None, weight: Tensor | None) -> None:
     if num_classes is None and weight is None:
         raise ValueError(
             "num_classes must be given with group: each process sees labels of its own only"
         )
-    if own_index is not None:
-        raise ValueError("own_keys cannot be combined with group")
 
 
 def _key_label_values(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from action_kernels.distributed import Block, Processes, Travelling, gather_beside
+from action_kernels.distributed import Block, Processes, Travelling, TravellingBeside
 from action_kernels.ops import declare
 from action_kernels.ops.pairwise_lse import (
     PLACES,
@@ -115,7 +115,7 @@ def _gradients_of_rows(
     """As `_gradients`, where anchors are keys as well: what travelled as these serves as those."""
     results = torch.stack((grad_lse, lse), 1)
     if row_blocks:
-        arriving = gather_beside(results, row_blocks[0], group)
+        arriving = TravellingBeside(results, row_blocks[0], group).others()
     else:
         arriving = Travelling([call.anchors, results], call.mask, group).others()
     grad_anchors, grad_keys, grad_scale = _run_backward(call, grad_lse, lse, needs)

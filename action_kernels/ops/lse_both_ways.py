@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from action_kernels.distributed import Block, Processes, Travelling, gather_beside
+from action_kernels.distributed import Block, Processes, Travelling, TravellingBeside
 from action_kernels.ops import declare
 from action_kernels.ops.lse_across import _asked_by_others, _of_others
 from action_kernels.ops.pairwise_lse import (
@@ -111,7 +111,7 @@ def _gradients(
         blocks: from the forward pass, or none: then rows travel again.
     """
     if blocks:
-        arriving = gather_beside(results.T, blocks[0], group)
+        arriving = TravellingBeside(results.T, blocks[0], group).others()
     else:
         arriving = _send(call, group, results.T).others()
     gradients = _Gradients(needs)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from action_kernels.distributed import Block, Processes, Travelling, gather_beside
+from action_kernels.distributed import Block, Processes, Travelling, TravellingBeside
 from action_kernels.ops import declare
 from action_kernels.ops.labelled_lse import _backward as lse_backward
 from action_kernels.ops.labelled_lse import _forward as lse_forward
@@ -33,8 +33,8 @@ def multi_positive_across(
 
     Negatives are the rows of other labels in all processes, positives the other rows of the same label; a
     row of label < 0 takes no part. It is `labelled_lse` followed by `pairwise_softplus`, for which rows and
-    labels travel once; in the backward pass two numbers a row for each of them. Every process must call it
-    with rows of one dtype and dim, any number of them.
+    labels travel once; in the backward pass N and the upstream gradients of both, three numbers a row. Every
+    process must call it with rows of one dtype and dim, any number of them.
 
     Returns:
         N (n,), which carries no gradient, and the sums (n,), which do.
@@ -49,7 +49,8 @@ def _positives(negatives: LabelledPairs) -> LabelledPairs:
 
 
 def _send(pairs: LabelledPairs, group: str, *values: Tensor) -> Travelling:
-    return Travelling([pairs.anchors, pairs.labels, *values], pairs.labels >= 0, group)
+    # no mask: labels tell which rows take part
+    return Travelling([pairs.anchors, pairs.labels, *values], None, group)
 
 
 def _of_others(pairs: LabelledPairs, block: Block) -> LabelledPairs:
@@ -82,16 +83,6 @@ def _sums(pairs: LabelledPairs, bounded: bool, group: str) -> tuple[Tensor, Tens
     return negatives, sums, travelling.kept
 
 
-def _beside(
-    pairs: LabelledPairs, values: Sequence[Tensor], group: str, blocks: list[Block]
-) -> Iterator[Block]:
-    """Begin to send numbers (n,) of every row; what arrives are the others', with their rows and labels."""
-    stacked = torch.stack(list(values), 1)
-    if blocks:
-        return gather_beside(stacked, blocks[0], group)
-    return _send(pairs, group, stacked).others()
-
-
 def _sum(first: Sequence[Tensor], second: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(a + b for a, b in zip(first, second, strict=True))
 
@@ -106,47 +97,67 @@ def _gradients(
     blocks: list[Block],
 ) -> tuple[Tensor, Tensor]:
     """Of rows and scale; `blocks` from the forward pass, or none: then rows travel again."""
-    of_positives = _gradients_of_positives(
-        pairs, group, grad.contiguous(), negatives, needs, blocks
-    )
-    *gradients, grad_negatives = of_positives
-    arriving = _beside(pairs, (grad_negatives, negatives), group, blocks)
+    grad = grad.contiguous()
+    travelling = _beside(pairs, (negatives, grad), group, blocks)
+    *gradients, grad_negatives = _gradients_of_positives(pairs, grad, negatives, needs, travelling)
+    kept = travelling.kept
+    new = (grad_negatives,) if kept else (negatives, grad_negatives)
+    arriving = _beside(pairs, new, group, kept).others()
     own = lse_backward.run(pairs, bounded, grad_negatives, negatives, needs)
     rows, scale = _sum(gradients, (own[0], own[2]))
     for block in arriving:
         part = lse_backward.run(_of_others(pairs, block), bounded, grad_negatives, negatives, needs)
         rows, scale = _sum((rows, scale), (part[0], part[2]))
         if needs.need_anchors:
-            their_grad, their_negatives = block[0][2].T.contiguous()
-            theirs = _for_others(pairs, block)
-            rows = rows + lse_backward.run(
-                theirs, bounded, their_grad, their_negatives, THEIR_KEYS
-            )[1]  # fmt: skip
+            theirs, their_grad = _for_others(pairs, block), _their_gradient(block)
+            asked = lse_backward.run(
+                theirs, bounded, their_grad, _their_negatives(block), THEIR_KEYS
+            )
+            rows = rows + asked[1]
     return rows, scale
 
 
 def _gradients_of_positives(
     pairs: LabelledPairs,
-    group: str,
     grad: Tensor,
     negatives: Tensor,
     needs: Needs,
-    blocks: list[Block],
+    travelling: Travelling | TravellingBeside,
 ) -> tuple[Tensor, ...]:
     """Of rows and scale for constant N, and of N."""
     alike = _positives(pairs)
-    arriving = _beside(pairs, (grad, negatives), group, blocks)
     own = softplus_backward.run(alike, negatives, grad, needs, True)
     totals: tuple[Tensor, ...] = (own[0], *own[2:])
-    for block in arriving:
+    for block in travelling.others():
         part = softplus_backward.run(_of_others(alike, block), negatives, grad, needs, True)
         totals = _sum(totals, (part[0], *part[2:]))
         if needs.need_anchors:
-            their_grad, their_negatives = block[0][2].T.contiguous()
-            theirs = _for_others(alike, block)
-            asked = softplus_backward.run(theirs, their_negatives, their_grad, THEIR_KEYS, False)[1]
-            totals = (totals[0] + asked, *totals[1:])
+            theirs, their_grad = _for_others(alike, block), _their_gradient(block)
+            asked = softplus_backward.run(
+                theirs, _their_negatives(block), their_grad, THEIR_KEYS, False
+            )
+            totals = (totals[0] + asked[1], *totals[1:])
     return totals
+
+
+def _beside(
+    pairs: LabelledPairs, numbers: Sequence[Tensor], group: str, blocks: list[Block]
+) -> Travelling | TravellingBeside:
+    """Begin to send numbers (n,) of every row: beside those blocks, or with rows and labels once more."""
+    stacked = torch.stack(list(numbers), 1)
+    if blocks:
+        return TravellingBeside(stacked, blocks[0], group)
+    return _send(pairs, group, stacked)
+
+
+def _their_negatives(block: Block) -> Tensor:
+    """N of the others' rows: the first number that came with rows and labels."""
+    return block[0][2][:, 0].contiguous()
+
+
+def _their_gradient(block: Block) -> Tensor:
+    """Upstream gradients of the others: the last number that came."""
+    return block[0][-1][:, -1].contiguous()
 
 
 @declare.op("multi_positive_across")

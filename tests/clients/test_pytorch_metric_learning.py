@@ -160,10 +160,10 @@ def supcon_memory_ours(dtype, criterion):
         images, labels = batch(dtype, step)
         optimizer.zero_grad()
         embeddings = trunk(images)
-        memory.enqueue(embeddings, labels)
+        own = memory.enqueue(embeddings, labels)
         loss = supcon_loss(
             embeddings, labels, temperature=0.2, mean_over="with_positives",
-            keys=memory.features, key_labels=memory.labels, own_keys=torch.arange(N, 2 * N),
+            keys=memory.features, key_labels=memory.labels, own_keys=own,
         )  # fmt: skip
         loss.backward()
         optimizer.step()
@@ -177,10 +177,10 @@ def nt_xent_memory_ours(dtype, criterion):
         images, labels = batch(dtype, step)
         optimizer.zero_grad()
         embeddings = trunk(images)
-        memory.enqueue(embeddings, labels)
+        own = memory.enqueue(embeddings, labels)
         loss = multi_positive_nt_xent_loss(
             embeddings, labels, temperature=0.2, mean_over="pairs",
-            keys=memory.features, key_labels=memory.labels, own_keys=torch.arange(N, 2 * N),
+            keys=memory.features, key_labels=memory.labels, own_keys=own,
         )  # fmt: skip
         loss.backward()
         optimizer.step()
