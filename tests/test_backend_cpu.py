@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import multiprocessing
 import os
 import platform
@@ -19,7 +20,7 @@ from support import ELSEWHERE, multiplies_bfloat16, relative_error, unit_rows
 import action_kernels
 from action_kernels import pairwise_lse
 from action_kernels.backends import cpu
-from action_kernels.ops import prepare_rows
+from action_kernels.ops import center_lse, prepare_rows
 from action_kernels.ops.pairwise_lse import PairwiseCall
 
 UNAVAILABLE = cpu.unavailable("cpu")
@@ -280,6 +281,133 @@ def test_strided_rows_are_read_where_they_lie():
     )
 
 
+# ------------------------------------------------------------------------------- center_lse
+
+# Centres are taken four or two at a time, logits of 16 rows together, tasks of 96 rows, rows in half
+# precision in parts of 256 columns.
+CENTERS = [
+    (1, 1, 1),
+    (33, 4, 128),  # whole vectors, two blocks and a row
+    (70, 43, 37),  # columns and centres left over
+    (97, 7, 600),  # a task and a row; three parts
+    (5, 300, 16),
+]
+
+
+@pytest.mark.parametrize(("n", "count", "d"), CENTERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("scale", [1.0, 200.0])
+def test_centers(instruction_set, n, count, d, dtype, scale):
+    mask, upstream = random_mask(n, 2), torch.linspace(-1, 2, n)
+    rows = unit_rows(n, d, dtype=dtype).where(mask[:, None], torch.nan).requires_grad_()
+    centers = unit_rows(count, d, dtype=torch.float32, seed=1).requires_grad_()
+    lse = center_lse(rows, centers, scale=scale, mask=mask)
+    lse.backward(upstream.where(mask, torch.nan))
+    exact = rows.detach().double().nan_to_num().requires_grad_()
+    exact_centers = centers.detach().double().requires_grad_()
+    expected = (exact @ exact_centers.T * scale).logsumexp(1).where(mask, 0)
+    expected.backward(upstream.double())
+    assert lse.dtype == torch.float32
+    assert relative_error(lse, expected) < 1e-6 or not mask.any()
+    assert not lse[~mask].any()
+    assert not rows.grad[~mask].any()
+    # a logit's last place is a relative error of its probability
+    allowed = 2e-6 + 2**-23 * float((exact @ exact_centers.T * scale).detach().abs().max())
+    for mine, right in ((rows.grad, exact.grad), (centers.grad, exact_centers.grad)):
+        rounding = (right.to(mine.dtype) - right).norm()
+        assert (mine - right).norm() <= 1.1 * rounding + allowed * right.norm()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_centers_and_numbers_that_are_not_finite(instruction_set, backend):
+    """A NaN makes its row NaN, and no other; logits beyond any exponential are no matter, nor infinite ones."""
+    rows, centers = unit_rows(40, 20, dtype=torch.float32), unit_rows(3, 20, dtype=torch.float32)
+    centers = centers.abs()
+    rows[4, 7] = torch.nan
+    rows[5] *= 1e30
+    rows[6] = 1e38  # overflows
+    rows[7] = -1e38
+    rows[8, 3] = torch.inf
+    rows[9, 3] = -torch.inf
+    rows[10] = 0
+    rows[11, :2] = torch.tensor([torch.inf, -torch.inf])
+    with action_kernels.use_backend(backend):
+        leaf = rows.requires_grad_()
+        lse = center_lse(leaf, centers, scale=100.0)
+        (gradient,) = torch.autograd.grad(lse.sum(), leaf)
+    assert lse[[6, 7, 8, 9]].tolist() == [torch.inf, -torch.inf, torch.inf, -torch.inf]
+    assert lse.isnan().nonzero().flatten().tolist() == [4, 11]
+    assert gradient.isnan().all(1).nonzero().flatten().tolist() == [4, 6, 7, 8, 9, 11]
+    assert gradient.isnan().any(1).nonzero().flatten().tolist() == [4, 6, 7, 8, 9, 11]
+    largest = (rows[5].detach().double() @ centers.double().T).max() * 100
+    assert relative_error(lse[5], largest) < 1e-6
+    assert float(lse[10]) == pytest.approx(math.log(3), rel=1e-6)
+    assert relative_error(gradient[10], 100 * centers.double().mean(0)) < 1e-6
+
+
+def test_centers_without_rows():
+    rows = torch.zeros(0, 5, requires_grad=True)
+    centers = torch.ones(2, 5, requires_grad=True)
+    center_lse(rows, centers, scale=2.0).sum().backward()
+    assert rows.grad.shape == (0, 5)
+    assert torch.equal(centers.grad, torch.zeros(2, 5))
+
+
+def test_strided_rows_and_centers():
+    wide, mask = unit_rows(60, 40, dtype=torch.float32), random_mask(60, 3)[::2]
+    rows, centers = wide[::2, 3:23], unit_rows(20, 12, dtype=torch.float32, seed=1).T[::3]
+    expected = center_lse(
+        rows.contiguous(), centers.contiguous(), scale=5.0, mask=mask.contiguous()
+    )
+    assert torch.equal(center_lse(rows, centers, scale=5.0, mask=mask), expected)
+    assert torch.equal(center_lse(rows.T.contiguous().T, centers, scale=5.0, mask=mask), expected)
+    same = rows[:1].expand(30, 20)
+    assert center_lse(same, centers, scale=5.0).unique().numel() == 1
+
+
+@pytest.mark.parametrize(("count", "d"), [(4, 128), (30, 65)])
+def test_centers_are_the_same_in_any_number_of_threads(instruction_set, threads, count, d):
+    rows = unit_rows(3001, d, dtype=torch.bfloat16).requires_grad_()
+    centers = unit_rows(count, d, dtype=torch.float32, seed=1)
+    results = []
+    for number in (1, 2, 5):
+        threads(number)
+        lse = center_lse(rows, centers, scale=10.0)
+        results.append((lse, *torch.autograd.grad(lse.sum(), rows)))
+    for lse, gradient in results[1:]:
+        assert torch.equal(lse, results[0][0])
+        assert torch.equal(gradient, results[0][1])
+
+
+def test_bad_calls_on_centers_return_a_status_with_a_message():
+    library, rows, centers = cpu.load(), torch.ones(10, 4), torch.ones(3, 4)
+    described, memory = cpu._describe(rows, None), torch.empty(1 << 16, dtype=torch.uint8)
+    out = torch.empty(10, 4)
+
+    def call(scale=1.0, dim=4, count=3, size=1 << 16, target=out.data_ptr(), dtype=0):  # noqa: B008
+        described.dtype = dtype
+        forward = library.ak_cpu_center_lse_forward(
+            ctypes.byref(described), dim, centers.data_ptr(), count, scale, out.data_ptr(), target, 1,
+            memory.data_ptr(), size,
+        )  # fmt: skip
+        backward = library.ak_cpu_center_lse_backward(
+            10, dim, None, centers.data_ptr(), count, scale, out.data_ptr(), out.data_ptr(), target,
+            dtype, 1, memory.data_ptr(), size,
+        )  # fmt: skip
+        assert forward == backward
+        return library.ak_status_message(forward).decode()
+
+    assert call() == "success"
+    assert "scale" in call(scale=0.0)
+    assert "scale" in call(scale=float("inf"))
+    assert "count" in call(count=0)
+    assert "dim" in call(dim=0)
+    assert "workspace" in call(size=10)
+    assert "pointer" in call(target=None)
+    assert "dtype" in call(dtype=9)
+    assert library.ak_cpu_center_lse_workspace(4, 0, 1) < 0
+
+
 # ------------------------------------------------------------------------------- prepare_rows
 
 
@@ -364,13 +492,13 @@ def test_accumulators_stay_in_registers(isa, accumulators):
     kernels = 0
     for function in re.split(r"\n\n(?=[0-9a-f]+ <)", listing):
         name = function.partition("\n")[0]
-        if isa + "E" not in name or not re.search("score_block|product_block", name):
+        if isa + "E" not in name or not re.search("(score|product|logit|weigh)_block", name):
             continue
         products = list(re.finditer("vdpbf16ps" if isa == "Avx512Bf16" else "vfmadd", function))
         assert products, name
         loop = function[products[0].start() : products[-1].end()]
         assert not re.search(r"\(%r[sb]p", loop), f"{name} spills:\n{loop}"
-        kernels += len(products) == accumulators
+        kernels += len(products) == accumulators and "weigh" not in name
     assert kernels >= 3  # scores, product, transposed product
 
 

@@ -26,10 +26,12 @@ from torch import Tensor
 
 from action_kernels.backends import c_header
 from action_kernels.backends._library import LIBRARY_FOLDER, open_library
+from action_kernels.backends.reference import center_lse as reference_center_lse
 from action_kernels.backends.reference import indexed_lse as reference_indexed_lse
 from action_kernels.backends.reference import labelled_lse as reference_labelled_lse
 from action_kernels.backends.reference import pairwise_lse as reference
 from action_kernels.backends.reference import pairwise_softplus as reference_softplus
+from action_kernels.ops.center_lse import CenterCall
 from action_kernels.ops.pairwise_lse import PairwiseCall
 from action_kernels.ops.prepare_rows import row_count
 from action_kernels.ops.registry import register
@@ -201,7 +203,7 @@ class _Sides:
         )  # fmt: skip
 
     def _side(self, rows: Tensor, mask: Tensor | None) -> Any:
-        rows, mask = _with_contiguous_rows(rows), None if mask is None else mask.contiguous()
+        rows, mask = _with_contiguous_rows(rows), _contiguous(mask)
         described = _describe(rows, mask)
         described.tensors = rows, mask
         return ctypes.byref(described)
@@ -439,12 +441,73 @@ def _describe_map(features: Tensor) -> ctypes.Structure:
     return described
 
 
+@register("center_lse_forward", backend="cpu", dtypes=frozenset(DTYPES))
+def center_lse_forward(call: CenterCall) -> tuple[Tensor, Tensor]:
+    if not math.isfinite(call.scale):  # a tensor that could not be looked at before
+        return reference_center_lse.center_lse_forward(call)
+    rows, centers = _with_contiguous_rows(call.rows), call.centers.contiguous()
+    mask = _contiguous(call.mask)
+    n, (count, dim), threads = rows.shape[0], centers.shape, torch.get_num_threads()
+    lse = torch.empty(n, dtype=torch.float32)
+    probabilities = torch.empty((n, count), dtype=torch.float32)
+    workspace, size = _workspace_for_centers(centers, threads)
+    status = _kernels().ak_cpu_center_lse_forward(
+        ctypes.byref(_describe(rows, mask)), dim, centers.data_ptr(), count, call.scale,
+        lse.data_ptr(), probabilities.data_ptr(), threads, workspace.data_ptr(), size,
+    )  # fmt: skip
+    _check(status, "center_lse")
+    return lse, probabilities
+
+
+@register("center_lse_backward", backend="cpu", dtypes=frozenset(DTYPES))
+def center_lse_backward(
+    call: CenterCall,
+    grad_lse: Tensor,
+    probabilities: Tensor,
+    need_rows: bool,
+    need_centers: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """The centres' gradient, rarely wanted, is a product of matrices by PyTorch."""
+    reference = reference_center_lse.center_lse_backward
+    if not math.isfinite(call.scale):
+        return reference(call, grad_lse, probabilities, need_rows, need_centers, dtype)
+    grad_centers = torch.empty(0, dtype=torch.float32)
+    if need_centers:
+        grad_centers = reference(call, grad_lse, probabilities, False, True, dtype)[1]
+    if not need_rows:
+        return torch.empty(0, dtype=dtype), grad_centers
+    grad_rows = torch.empty(call.rows.shape, dtype=dtype)
+    centers, mask = call.centers.contiguous(), _contiguous(call.mask)
+    grad_lse, probabilities = grad_lse.float().contiguous(), probabilities.contiguous()
+    threads = torch.get_num_threads()
+    workspace, size = _workspace_for_centers(centers, threads)
+    status = _kernels().ak_cpu_center_lse_backward(
+        *grad_rows.shape, None if mask is None else mask.data_ptr(), centers.data_ptr(),
+        centers.shape[0], call.scale, grad_lse.data_ptr(), probabilities.data_ptr(),
+        grad_rows.data_ptr(), DTYPES[dtype], threads, workspace.data_ptr(), size,
+    )  # fmt: skip
+    _check(status, "center_lse backward")
+    return grad_rows, grad_centers
+
+
+def _workspace_for_centers(centers: Tensor, threads: int) -> tuple[Tensor, int]:
+    count, dim = centers.shape
+    size = _kernels().ak_cpu_center_lse_workspace(dim, count, threads)
+    _check(-min(size, 0), "center_lse")
+    return _workspace(size), size
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
 @register("prepare_rows_forward", backend="cpu", dtypes=frozenset(DTYPES))
 def prepare_rows_forward(
     features: Tensor, mask: Tensor | None, normalize: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     features = features.contiguous()
-    mask = None if mask is None else mask.contiguous()
+    mask = _contiguous(mask)
     n, threads = row_count(features), torch.get_num_threads()
     rows = torch.empty((n, features.shape[1]), dtype=dtype if dtype in DTYPES else torch.float32)
     factors = torch.empty(n, dtype=torch.float32)

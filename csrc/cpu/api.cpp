@@ -207,6 +207,30 @@ int pass_of(const void* grad_anchors, const void* grad_keys) {
   return (grad_anchors ? AK_GRAD_ANCHORS : 0) | (grad_keys ? AK_GRAD_KEYS : 0);
 }
 
+// A call on `count` centres with as many threads as were asked for.
+int start_center_call(int64_t dim, int64_t count, int threads, CenterCall* call) {
+  if (dim < 1 || count < 1) return AK_BAD_SHAPE;
+  *call = CenterCall{};
+  call->dim = dim;
+  call->count = count;
+  call->threads = threads < 1 ? 1 : threads;
+  return AK_OK;
+}
+
+int finish_center_call(const ak_rows& rows, const float* centers, double scale, void* workspace, CenterCall* call) {
+  if (!(std::isfinite(scale) && scale > 0)) return AK_BAD_SCALE;
+  if (rows.rows > 0 && (!centers || !workspace)) return AK_MISSING_POINTER;
+  call->rows = rows;
+  call->centers = centers;
+  call->scale = scale;
+  call->workspace = workspace;
+  const double elements = static_cast<double>(rows.rows) * static_cast<double>(call->dim);
+  const double products = elements * static_cast<double>(call->count);
+  const int worth = worth_threads(elements / elements_a_thread + products / products_a_thread, 1);
+  call->threads = usable_threads(at_most(call->threads, worth));
+  return AK_OK;
+}
+
 int start_prepare_call(const ak_map* map, int rows_dtype, int normalize, int threads, PrepareCall* call) {
   if (!map) return AK_MISSING_POINTER;
   if (map->batch < 0 || map->dim < 1 || map->pixels < 0) return AK_BAD_SHAPE;
@@ -494,6 +518,47 @@ int ak_cpu_pairwise_softplus_backward(const ak_rows* anchors, const ak_rows* key
   call.grad_values = grad_values;
   call.grad_offsets = grad_offsets;
   return run(table.softplus_backward, call);
+}
+
+int64_t ak_cpu_center_lse_workspace(int64_t dim, int64_t count, int threads) {
+  CenterCall call;
+  if (int status = start_center_call(dim, count, threads, &call)) return -status;
+  return kernels().center_workspace(call);
+}
+
+int ak_cpu_center_lse_forward(const ak_rows* rows, int64_t dim, const float* centers, int64_t count, double scale,
+                              float* lse, float* probabilities, int threads, void* workspace,
+                              int64_t workspace_bytes) {
+  CenterCall call;
+  if (!rows) return AK_MISSING_POINTER;
+  if (int status = start_center_call(dim, count, threads, &call)) return status;
+  if (int status = check_rows(*rows, dim)) return status;
+  if (int status = finish_center_call(*rows, centers, scale, workspace, &call)) return status;
+  if (rows->rows == 0) return AK_OK;
+  const KernelTable& table = kernels();  // once: another thread may choose another one
+  if (!lse || !probabilities) return AK_MISSING_POINTER;
+  if (table.center_workspace(call) > workspace_bytes) return AK_SMALL_WORKSPACE;
+  call.lse = lse;
+  call.probabilities = probabilities;
+  return run(table.center_forward, call);
+}
+
+int ak_cpu_center_lse_backward(int64_t rows, int64_t dim, const uint8_t* mask, const float* centers, int64_t count,
+                               double scale, const float* grad_lse, const float* probabilities, void* grad_rows,
+                               int dtype, int threads, void* workspace, int64_t workspace_bytes) {
+  CenterCall call;
+  const ak_rows form = {grad_rows, mask, rows, dim, dtype, nullptr};
+  if (int status = start_center_call(dim, count, threads, &call)) return status;
+  if (int status = check_rows(form, dim)) return status;
+  if (int status = finish_center_call(form, centers, scale, workspace, &call)) return status;
+  if (rows == 0) return AK_OK;
+  const KernelTable& table = kernels();  // once: another thread may choose another one
+  if (!grad_lse || !probabilities) return AK_MISSING_POINTER;
+  if (table.center_workspace(call) > workspace_bytes) return AK_SMALL_WORKSPACE;
+  call.grad_lse = grad_lse;
+  call.saved_probabilities = probabilities;
+  call.grad_rows = grad_rows;
+  return run(table.center_backward, call);
 }
 
 int ak_cpu_prepare_rows_forward(const ak_map* map, const uint8_t* mask, int normalize, void* rows, int rows_dtype,

@@ -160,11 +160,6 @@ inline void load_cells(const ClassSumsCall& call, int64_t start, int64_t channel
       cells[k * sums_group + c] = load_float(call.features, call.what.dtype, start + c * channel_step + k * step);
 }
 
-template <class I>
-int64_t whole_vectors(int64_t channels) {
-  return (channels + I::lanes - 1) / I::lanes * I::lanes;
-}
-
 // ------------------------------------------------------------------------------------------ coarse maps
 
 // to += factor · from.

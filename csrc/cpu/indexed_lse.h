@@ -199,12 +199,6 @@ GatherScratch take_gather(Arena& arena, const IndexedCall& call) {
   return scratch;
 }
 
-inline void ask_for_row(const ak_rows& bank, int64_t row, int64_t dim) {
-  const int64_t bytes = element_size(bank.dtype);
-  const char* place = static_cast<const char*>(bank.data) + row * bank.row_stride * bytes;
-  for (int64_t byte = 0; byte < dim * bytes; byte += 64) __builtin_prefetch(place + byte);
-}
-
 // scores[j] = query · key_j of four keys.
 template <class I>
 void four_scores(const float* query, const float* keys, int64_t stride, float* scores) {
@@ -214,11 +208,7 @@ void four_scores(const float* query, const float* keys, int64_t stride, float* s
     const typename I::Vec q = I::load(query + c);
     AK_UNROLL for (int j = 0; j < 4; ++j) sums[j] = I::fma(q, I::load(keys + j * stride + c), sums[j]);
   }
-  float lanes[4][I::lanes], folded[4][4] = {};
-  AK_UNROLL for (int j = 0; j < 4; ++j) I::store(lanes[j], sums[j]);
-  for (int j = 0; j < 4; ++j)
-    for (int lane = 0; lane < I::lanes; ++lane) folded[j][lane % 4] += lanes[j][lane];
-  for (int j = 0; j < 4; ++j) scores[j] = (folded[j][0] + folded[j][2]) + (folded[j][1] + folded[j][3]);
+  I::sums_of_four(sums, scores);
 }
 
 // weighted[c] = change · weighted[c] + Σ_j powers[j] · keys[j, c].

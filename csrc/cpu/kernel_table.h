@@ -1,6 +1,7 @@
 // Every kernel of one instruction set, for its translation unit: a new kernel is entered here once.
 #pragma once
 
+#include "center_lse.h"
 #include "class_sums.h"
 #include "indexed_lse.h"
 #include "pairwise_lse.h"
@@ -22,6 +23,9 @@ constexpr action_kernels::KernelTable kernel_table(const char* name) {
       softplus_workspace<Vector>,
       softplus_forward<Vector>,
       softplus_backward<Vector>,
+      center_workspace<Vector>,
+      center_forward<Vector>,
+      center_backward<Vector>,
       prepare_forward<Vector>,
       prepare_backward<Vector>,
       sample_workspace,

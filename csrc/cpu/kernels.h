@@ -37,6 +37,21 @@ struct SoftplusCall : PairCall {
   float* grad_offsets;       // backward, or NULL
 };
 
+struct CenterCall {
+  ak_rows rows;  // backward: those of the gradient
+  int64_t dim;
+  const float* centers;  // (count, dim)
+  int64_t count;
+  double scale;
+  int threads;
+  float* lse;                        // forward
+  float* probabilities;              // forward
+  const float* grad_lse;             // backward
+  const float* saved_probabilities;  // backward
+  void* grad_rows;                   // backward, contiguous
+  void* workspace;
+};
+
 struct PrepareCall {
   ak_map map;
   const uint8_t* mask;
@@ -102,6 +117,9 @@ struct KernelTable {
   int64_t (*softplus_workspace)(const SoftplusCall&);
   void (*softplus_forward)(const SoftplusCall&);
   void (*softplus_backward)(const SoftplusCall&);
+  int64_t (*center_workspace)(const CenterCall&);
+  void (*center_forward)(const CenterCall&);
+  void (*center_backward)(const CenterCall&);
   void (*prepare_forward)(const PrepareCall&);
   void (*prepare_backward)(const PrepareCall&);
   int64_t (*sample_workspace)(const SampleCall&);

@@ -44,6 +44,12 @@ constexpr int64_t words_of(int64_t count) {
   return (count + I::depth - 1) / I::depth;
 }
 
+// Floats in the vectors that hold `count` of them.
+template <class I>
+constexpr int64_t whole_vectors(int64_t count) {
+  return (count + I::lanes - 1) / I::lanes * I::lanes;
+}
+
 // Words in a row of a panel for rows of `dim` elements: whole tiles, if there are tiles.
 template <class I>
 constexpr int64_t panel_words(int64_t dim) {

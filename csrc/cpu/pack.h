@@ -41,6 +41,13 @@ class Arena {
   uintptr_t next_;
 };
 
+// Asks for a row, which may lie beyond the last one.
+inline void ask_for_row(const ak_rows& rows, int64_t row, int64_t dim) {
+  const int64_t bytes = element_size(rows.dtype);
+  const char* place = static_cast<const char*>(rows.data) + row * rows.row_stride * bytes;
+  for (int64_t byte = 0; byte < dim * bytes; byte += 64) __builtin_prefetch(place + byte);
+}
+
 // Which forms of a side's rows a pass reads.
 struct Uses {
   bool slices, panels, features;

@@ -37,6 +37,11 @@ struct Avx2 {
   static Vec to_exponent(Vec x) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 23));
   }
+  // The sum of the lanes of each of four.
+  static void sums_of_four(const Vec* x, float* sums) {
+    const Vec all = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
+    _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+  }
 };
 
 }  // namespace

@@ -35,6 +35,10 @@ struct Neon {
   }
   // The low bits of each lane moved into the exponent's place.
   static Vec to_exponent(Vec x) { return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(x), 23)); }
+  // The sum of the lanes of each of four.
+  static void sums_of_four(const Vec* x, float* sums) {
+    store(sums, vpaddq_f32(vpaddq_f32(x[0], x[1]), vpaddq_f32(x[2], x[3])));
+  }
 };
 
 }  // namespace

@@ -38,6 +38,10 @@ struct Portable {
   static Vec add_bits(Vec a, Vec b) { return (Vec)((Bits)a + (Bits)b); }
   // The low bits of each lane moved into the exponent's place.
   static Vec to_exponent(Vec x) { return (Vec)((Bits)x << 23); }
+  // The sum of the lanes of each of four.
+  static void sums_of_four(const Vec* x, float* sums) {
+    for (int i = 0; i < 4; ++i) sums[i] = (x[i][0] + x[i][2]) + (x[i][1] + x[i][3]);
+  }
 };
 
 }  // namespace

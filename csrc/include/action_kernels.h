@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a signature, struct or the meaning of an argument changes. */
-#define AK_ABI_VERSION 3
+#define AK_ABI_VERSION 4
 
 AK_API int ak_abi_version(void);
 
@@ -156,6 +156,25 @@ AK_API int ak_cpu_pairwise_softplus_backward(const ak_rows* anchors, const ak_ro
                                              const float* offsets, const float* grad_values,
                                              void* grad_anchors, void* grad_keys, float* grad_offsets,
                                              int threads, void* workspace, int64_t workspace_bytes);
+
+/* ---------------------------------------------------------------- CPU: center_lse */
+
+/* Bytes of workspace, for either pass over any number of rows, or minus an ak_status. */
+AK_API int64_t ak_cpu_center_lse_workspace(int64_t dim, int64_t count, int threads);
+
+/* lse[i] = log Σ_c exp(scale · rows_i · centers_c) and probabilities[i, c] = exp(scale · rows_i · centers_c − lse[i]),
+ * (rows->rows, count) contiguous; both 0 for a row that the mask leaves out. centers is (count, dim) contiguous,
+ * count ≥ 1; rows have no labels. */
+AK_API int ak_cpu_center_lse_forward(const ak_rows* rows, int64_t dim, const float* centers, int64_t count,
+                                     double scale, float* lse, float* probabilities, int threads, void* workspace,
+                                     int64_t workspace_bytes);
+
+/* grad_rows[i] = scale · grad_lse[i] · Σ_c probabilities[i, c] · centers_c, (rows, dim) contiguous in `dtype`, 0 for a
+ * row that mask leaves out, which may be NULL. */
+AK_API int ak_cpu_center_lse_backward(int64_t rows, int64_t dim, const uint8_t* mask, const float* centers,
+                                      int64_t count, double scale, const float* grad_lse, const float* probabilities,
+                                      void* grad_rows, int dtype, int threads, void* workspace,
+                                      int64_t workspace_bytes);
 
 /* ---------------------------------------------------------------- CPU: prepare_rows */
 

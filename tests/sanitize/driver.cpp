@@ -61,6 +61,16 @@ Matrix in_bfloat16(Matrix matrix) {
   return matrix;
 }
 
+std::vector<uint16_t> halves_of(const std::vector<float>& values) {
+  std::vector<uint16_t> halves(values.size());
+  for (size_t i = 0; i < values.size(); ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, &values[i], sizeof bits);
+    halves[i] = static_cast<uint16_t>(bits >> 16);
+  }
+  return halves;
+}
+
 // Upstream gradient of every anchor.
 float upstream(int64_t i) { return static_cast<float>(i % 5) - 1.5f; }
 
@@ -263,6 +273,42 @@ void check_prepare(int64_t batch, int64_t dim, int64_t pixels, float norm, int t
   for (float& value : gradient) value *= norm;
   expect_close("rows", where, rows, expected_rows, 1e-6);
   expect_close("gradient of rows", where, gradient, expected_gradient, 1e-5);
+}
+
+// center_lse of rows in float32, or in bfloat16.
+void check_centers(int64_t n, int64_t dim, int64_t count, double scale, bool bfloat16, int threads,
+                   std::mt19937& random, const std::string& where) {
+  const Matrix rows = in_bfloat16(random_rows(n, dim, true, random)), centers = random_rows(count, dim, false, random);
+  const std::vector<float> grad = random_rows(n, 1, false, random).values;
+  std::vector<float> lse(n, NAN), probabilities(n * count, NAN), gradient(n * dim, NAN);
+  const std::vector<uint16_t> halves = halves_of(rows.values);
+  ak_rows described = rows.described();
+  if (bfloat16) described.data = halves.data(), described.dtype = AK_BFLOAT16;
+  std::vector<char> workspace(ak_cpu_center_lse_workspace(dim, count, threads), -1);
+  expect_ok(ak_cpu_center_lse_forward(&described, dim, centers.values.data(), count, scale, lse.data(),
+                                      probabilities.data(), threads, workspace.data(), workspace.size()), where);
+  workspace.assign(workspace.size(), -1);
+  expect_ok(ak_cpu_center_lse_backward(n, dim, described.mask, centers.values.data(), count, scale, grad.data(),
+                                       probabilities.data(), gradient.data(), AK_FLOAT32, threads, workspace.data(),
+                                       workspace.size()), where);
+  std::vector<double> expected(n), shares(n * count), pulls(n * dim);
+  for (int64_t i = 0; i < n; ++i) {
+    if (!rows.takes_part(i)) continue;
+    double sum = 0;
+    for (int64_t c = 0; c < count; ++c) {
+      double product = 0;
+      for (int64_t k = 0; k < dim; ++k) product += rows.at(i, k) * centers.at(c, k);
+      sum += shares[i * count + c] = std::exp(scale * product);
+    }
+    expected[i] = std::log(sum);
+    for (int64_t c = 0; c < count; ++c) {
+      shares[i * count + c] /= sum;
+      for (int64_t k = 0; k < dim; ++k) pulls[i * dim + k] += scale * grad[i] * shares[i * count + c] * centers.at(c, k);
+    }
+  }
+  expect_close("log-sum-exp over centres", where, lse, expected, 2e-6);
+  expect_close("probabilities of centres", where, probabilities, shares, 2e-5);
+  expect_close("gradient by way of centres", where, gradient, pulls, 2e-5);
 }
 
 // Random labels and logits: the draws of a class are candidates of it, and so many as a loop counts.
@@ -498,6 +544,12 @@ void check_all(const std::string& isa) {
       check_prepare(67, 5, 1, norm, threads, random, isa + " matrix of norm " + std::to_string(norm));
       check_prepare(67, 48, 1, norm, threads, random, isa + " whole chunks of norm " + std::to_string(norm));
       check_prepare(2, 33, 130, norm, threads, random, isa + " map of norm " + std::to_string(norm));
+    }
+    for (bool halves : {false, true}) {
+      const std::string kind = isa + (halves ? " rows of bfloat16" : " rows of float32");
+      check_centers(70, 37, 1, 10, halves, threads, random, kind + " to one centre");
+      check_centers(200, 128, 4, 10, halves, threads, random, kind + " in whole vectors to centres");
+      check_centers(65, 600, 43, 100, halves, threads, random, kind + " in parts to many centres");
     }
     check_gathering(threads, random, isa + " threads " + std::to_string(threads));
   }

@@ -34,6 +34,11 @@ struct EmulatedAvx512 {
   }
   static Vec add_bits(Vec a, Vec b) { return {Avx2::add_bits(a.low, b.low), Avx2::add_bits(a.high, b.high)}; }
   static Vec to_exponent(Vec x) { return {Avx2::to_exponent(x.low), Avx2::to_exponent(x.high)}; }
+  static void sums_of_four(const Vec* x, float* sums) {
+    __m256 folded[4];
+    for (int i = 0; i < 4; ++i) folded[i] = Avx2::add(x[i].low, x[i].high);
+    Avx2::sums_of_four(folded, sums);
+  }
 };
 
 struct EmulatedBf16 : EmulatedAvx512 {
