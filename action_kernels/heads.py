@@ -16,6 +16,7 @@ from action_kernels.ops.all_reduce_sum import all_reduce_sum
 
 _CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 _INTERPOLATION = {2: "bilinear", 3: "trilinear"}
+ROWS_AT_A_TIME = 256
 
 
 class SampledHead(nn.Module):
@@ -79,8 +80,27 @@ class SampledHead(nn.Module):
         """
         self._check(pyramid)
         checks.check_tensor("index", index)
-        size = pyramid[-1].shape[2:]
         flat = index.flatten()
+        if checks.values_readable(flat):
+            rows = self._rows_of_present(pyramid, flat)
+        else:
+            present = (flat >= 0) & (flat < pyramid[-1].shape[0] * pyramid[-1].shape[2:].numel())
+            rows = self._rows(pyramid, flat).where(present[:, None], 0)
+        return rows.view(*index.shape, self.dim)
+
+    def _rows_of_present(self, pyramid: Sequence[Tensor], flat: Tensor) -> Tensor:
+        """As `_rows`, but absent pixels cost next to nothing: their zeros are put in at the end."""
+        (present,) = (flat >= 0).nonzero(as_tuple=True)
+        if len(present) == len(flat):
+            return self._rows(pyramid, flat)
+        # Few different numbers of rows: products of bfloat16 are compiled anew for each, which takes longer than they.
+        padding = -len(present) % ROWS_AT_A_TIME
+        rows = self._rows(pyramid, F.pad(flat[present], (0, padding), value=-1))[: len(present)]
+        return rows.new_zeros(len(flat), self.dim).index_copy(0, present, rows)
+
+    def _rows(self, pyramid: Sequence[Tensor], flat: Tensor) -> Tensor:
+        """(M, dim) at `flat` (M,)."""
+        size = pyramid[-1].shape[2:]
         hidden = torch.stack(
             [
                 F.linear(
@@ -90,9 +110,7 @@ class SampledHead(nn.Module):
                 for level, weight in zip(pyramid, self._level_weights(), strict=True)
             ]
         ).sum(0)
-        rows = F.linear(hidden, self.projection.weight.flatten(1), self.projection.bias)
-        present = (flat >= 0) & (flat < pyramid[-1].shape[0] * size.numel())
-        return rows.where(present[:, None], 0).view(*index.shape, self.dim)
+        return F.linear(hidden, self.projection.weight.flatten(1), self.projection.bias)
 
     def prototypes(
         self,

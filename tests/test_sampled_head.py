@@ -6,7 +6,7 @@ import pytest
 import torch
 from support import relative_error
 
-from action_kernels import SampledHead, sampled_features
+from action_kernels import SampledHead, heads, sampled_features
 
 PYRAMIDS = {
     "2D, sizes that halve": [(5, (4, 4)), (4, (8, 8)), (3, (16, 16))],
@@ -73,6 +73,31 @@ def test_an_absent_pixel_is_a_zero_row_without_gradient():
     assert (rows[1, 0] == 0).all()
     grads = torch.autograd.grad(rows[0, 1].sum() + rows[1, 0].sum(), pyramid)
     assert all((gradient == 0).all() for gradient in grads)
+
+
+@pytest.mark.parametrize("present", [0, 1, heads.ROWS_AT_A_TIME, heads.ROWS_AT_A_TIME + 1])
+def test_absent_pixels_are_not_computed(present, monkeypatch):
+    """On the CPU, and for few different numbers of pixels; the same comes out where values are not looked at."""
+    head, pyramid = make("2D, sizes that halve", torch.float64)
+    generator = torch.Generator().manual_seed(5)
+    index = torch.full((4 * heads.ROWS_AT_A_TIME,), -1)
+    where = torch.randperm(len(index), generator=generator)[:present]
+    index[where] = torch.randint(0, 512, (present,), generator=generator)
+    computed = set()
+
+    def counted(features, index, size):
+        computed.add(len(index))
+        return sampled_features(features, index, size)
+
+    monkeypatch.setattr(heads, "sampled_features", counted)
+    rows = head(pyramid, index)
+    assert computed == {-(-present // heads.ROWS_AT_A_TIME) * heads.ROWS_AT_A_TIME}
+    monkeypatch.setattr(heads.checks, "values_readable", lambda *_: False)
+    unseen = head(pyramid, index)
+    assert len(index) in computed
+    assert torch.equal(rows == 0, (index < 0)[:, None].expand_as(rows))
+    torch.testing.assert_close(rows, unseen)
+    torch.testing.assert_close(gradients(rows, head, pyramid), gradients(unseen, head, pyramid))
 
 
 def test_one_state_dict_serves_all():
