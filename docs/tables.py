@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,46 @@ def trainer_step() -> str:
     return table(["", "fastest", "median", "peak memory of the process"], rows)
 
 
+def reproduced(number: int, scale: str = "0.05") -> str:
+    """A table of the paper: mean Dice of the test list, last checkpoint, with the spread of the seeds."""
+    results = load(f"reproduction/table{number}-scale-{scale}")["results"]
+    settings = list(dict.fromkeys(result["setting"] for result in results))
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for result in results:
+        rows.setdefault((result["part"], result["label"]), {})[result["setting"]] = result
+    parts = any(part for part, _ in rows)
+    lines = []
+    for (part, label), found in rows.items():
+        start = [part, label] if parts else [label]
+        cells = [cell for name in settings for cell in _beside_the_paper(found[name], parts)]
+        lines.append(start + cells)
+    ablation = any(result["paper_setting"] not in settings for result in results)
+    where = [name.upper().replace("-", " ") + " %" for name in settings]
+    paper = "paper, on LA 10 %" if ablation else "paper"
+    names = [paper, "center's share"] if parts else [paper]
+    head = ["part", "row"] if parts else [""]
+    return table([*head, *(cell for name in where for cell in (name, *names))], lines)
+
+
+def _beside_the_paper(result: dict[str, Any], with_share: bool) -> list[str]:
+    dice = result["scores"].get("last", {}).get("mean", {}).get("paper_dice")
+    paper, share = result["paper"], result["center_share"]
+    cells = [
+        _spread(dice) if dice else "–",
+        f"{paper['dsc']:.1f}" if paper else "–",
+    ]
+    return [*cells, f"{share:.1g}" if share else "–"] if with_share else cells
+
+
+def _spread(found: dict[str, Any]) -> str:
+    mean = f"{found['mean']:.1f}"
+    return f"{mean} ± {found['spread']:.1f}" if found["count"] > 1 else mean
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "paper-1": partial(reproduced, 1),
+    "paper-5": partial(reproduced, 5),
+    "paper-6": partial(reproduced, 6),
     "pairwise": lambda: pairwise([128], memory=True),
     "pairwise-dims": lambda: pairwise([64, 256, 496], memory=False),
     "losses": whole_losses,
