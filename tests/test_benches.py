@@ -29,6 +29,7 @@ TINY = bench_pairwise.Plan(
 
 
 def test_the_report_holds_what_is_promised(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the report's picture needs matplotlib")
     output, picture = tmp_path / "pairwise.json", tmp_path / "pairwise.png"
     bench_pairwise.save(bench_pairwise.run(TINY), output, picture)
     report = json.loads(output.read_text())

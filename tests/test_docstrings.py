@@ -19,5 +19,6 @@ def test_example(name):
     assert found.examples, f"{name} has no example in its docstring"
     assert any(name in example.source.split("import")[-1] for example in found.examples[:3])
     failures: list[str] = []
-    doctest.DocTestRunner(optionflags=FLAGS).run(found, out=failures.append)
+    runner = doctest.DocTestRunner(optionflags=FLAGS, verbose=False)  # whatever pytest's -v
+    runner.run(found, out=failures.append)
     assert not failures, "".join(failures)

@@ -700,7 +700,7 @@ def break_values(case: Case, draw: Draw) -> str | None:
         rows = used_rows(case, name)
         if name == "centers":  # that of a class without an anchor is not used
             labels = case.tensors["labels"].flatten()
-            rows = labels[case.parts["features"]].long().tolist()
+            rows = labels.long()[case.parts["features"]].tolist()  # torch 2.6 indexes no uint16
         if not rows:
             return None
         value = draw.choice((torch.nan, torch.inf, -torch.inf)) if case.normalize else torch.nan

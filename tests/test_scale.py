@@ -14,6 +14,7 @@ from action_kernels import indexed_lse, pairwise_lse, sampled_features
 from action_kernels.ops import prepare_rows
 
 SCALES = [1.0, 14.3, 100.0]
+TORCH_2_6 = torch.__version__.startswith("2.6.")
 
 
 def upstream(n: int) -> Tensor:
@@ -202,7 +203,8 @@ def test_a_schedule_of_temperatures_runs_in_one_graph(function):
     numbers = [(rows, 1 / t) for t in (0.1, 0.13, 0.2, 0.5, 0.9)]
     # The first number is taken for a constant; told that it changes, there is one graph from the start.
     assert count_graphs(function, numbers) == 2
-    assert count_graphs(function, numbers, dynamic=True) == 1
+    # torch 2.6 believes that of a number only when it has seen it change.
+    assert count_graphs(function, numbers, dynamic=True) == (2 if TORCH_2_6 else 1)
     tensors = [(rows, torch.tensor(scale)) for _, scale in numbers]
     assert count_graphs(function, tensors) == 1
     assert count_graphs(function, tensors, dynamic=True) == 1
