@@ -229,9 +229,15 @@ def whole_tiles_of(visit):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def tile_met(visit, step, WHOLE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Number of the others' tile that is the whole or partial one met at `step`."""
-    return _whole_tile(visit, step) if WHOLE else _partial_tile(visit, step)
+def runs_of_whole_tiles(visit):  # type: ignore[no-untyped-def]
+    """Where the first run begins and ends, and the second begins: loaded once, they are no part of a step."""
+    return tl.load(visit + WHOLE), tl.load(visit + WHOLE_END), tl.load(visit + REST)
+
+
+@triton.jit
+def tile_met(visit, step, whole, whole_end, rest, WHOLE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Number of the others' tile that is the whole (`runs_of_whole_tiles`) or partial one met at `step`."""
+    return _past(whole + step, whole_end, rest) if WHOLE else _partial_tile(visit, step)
 
 
 @triton.jit
@@ -240,12 +246,6 @@ def _partial_tile(visit, step):  # type: ignore[no-untyped-def]
     tile = _past(tile, tl.load(visit + WHOLE), tl.load(visit + WHOLE_END))
     tile = _past(tile, tl.load(visit + GAP), tl.load(visit + GAP_END))
     return _past(tile, tl.load(visit + REST), tl.load(visit + REST_END))
-
-
-@triton.jit
-def _whole_tile(visit, step):  # type: ignore[no-untyped-def]
-    tile = tl.load(visit + WHOLE) + step
-    return _past(tile, tl.load(visit + WHOLE_END), tl.load(visit + REST))
 
 
 @triton.jit

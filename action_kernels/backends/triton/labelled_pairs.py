@@ -7,7 +7,7 @@ and a small scale) without, or Σ log(1 + e^x). Tiles some of whose pairs do not
 loop that compares classes; the other loop does not.
 
 Σ log(1 + e^x) = Σ max(x, 0) + log Π (1 + e^−|x|), and of the product q = Π − 1 is kept, which is exact
-for small terms as well: a logarithm serves `FACTORS` pairs. Exponents are of 2 there.
+for small terms as well: a logarithm serves `FACTORS` pairs. Exponents of `pairwise_softplus` are of 2.
 
 Backward a pair weighs G = w_i e^(x − lse_i) or w_i σ(x + offset_i), and the same with j where both rows
 are anchors.
@@ -32,6 +32,7 @@ from action_kernels.backends.triton.classes import (
     pairs_that_count,
     partial_tiles,
     relate,
+    runs_of_whole_tiles,
     tile_met,
     whole_tiles_of,
 )
@@ -156,8 +157,9 @@ def _sum_exponentials(
     WHOLE: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
     """Add the whole or partial tiles met from `begin` to `end` to each row's running maximum and sum."""
+    whole, whole_end, rest = runs_of_whole_tiles(visit)
     for step in range(begin, end):
-        start = tile_met(visit, step, WHOLE) * KEYS
+        start = tile_met(visit, step, whole, whole_end, rest, WHOLE) * KEYS
         k = load_rows(keys, start, 0, KEYS, DIM, DIM)
         x = product(a, tl.trans(k), PRECISION)
         factor = multiplier
@@ -207,7 +209,9 @@ def _sum_softplus(
     for first in range(begin, end, FACTORS):
         q = tl.zeros((ROWS, KEYS), tl.float32)
         for step in range(first, tl.minimum(first + FACTORS, end)):
-            start = tile_met(visit, step, WHOLE) * KEYS
+            # loaded in each step: no registers are left to keep them
+            whole, whole_end, rest = runs_of_whole_tiles(visit)
+            start = tile_met(visit, step, whole, whole_end, rest, WHOLE) * KEYS
             k = load_rows(keys, start, 0, KEYS, DIM, DIM)
             x = product(a, tl.trans(k), PRECISION) * multiplier + offset[:, None]
             if not WHOLE:
@@ -245,7 +249,7 @@ def _backward_kernel(
     length,
     visits,
     order,
-    own_shift,  # (padded rows,) lse or offsets, if OWN_TERM (and not FIXED)
+    own_shift,  # (padded rows,) lse, or offsets · log2(e), if OWN_TERM (and not FIXED)
     own_weight,  # if OWN_TERM
     other_shift,  # likewise of the others, if OTHER_TERM
     other_weight,
@@ -359,8 +363,9 @@ def _weigh_tiles(
 ):  # type: ignore[no-untyped-def]
     """Add G · (other rows), and Σ σ, over the whole or partial tiles met from `begin` to `end`."""
     SELF: tl.constexpr = OWN_TERM and OTHER_TERM
+    whole, whole_end, rest = runs_of_whole_tiles(visit)
     for step in range(begin, end):
-        other_start = tile_met(visit, step, WHOLE) * KEYS
+        other_start = tile_met(visit, step, whole, whole_end, rest, WHOLE) * KEYS
         columns = other_start + tl.arange(0, KEYS)
         b, b_rest = load_in_parts(other, other_start, first_column, KEYS, DIM, PARTS)
         x = product_of_parts(a, a_rest, b, b_rest, PARTS, PRECISION) * multiplier
@@ -394,9 +399,9 @@ def _weigh_tiles(
 
 @triton.jit
 def _slope(x, shift, SOFTPLUS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Of a row's value in the exponent x: e^(x − lse), or σ(x + offset)."""
+    """Of a row's value in the exponent x: e^(x − lse), or σ of x + offset, an exponent of 2."""
     if SOFTPLUS:  # a root's square: a quotient takes six times the instructions
-        root = tl.rsqrt(1.0 + tl.exp2(-(x + shift) * 1.4426950408889634))
+        root = tl.rsqrt(1.0 + tl.exp2(-(x + shift)))
         return root * root
     else:  # a `return` of its own: the two are never compiled together  # noqa: RET505
         return tl.exp2((x - shift) * 1.4426950408889634)
@@ -408,7 +413,7 @@ class _Side:
 
     values: Tensor
     classes: ByClass
-    shift: Tensor | None = None  # lse or offsets
+    shift: Tensor | None = None  # lse, or offsets as exponents of 2
     weight: Tensor | None = None
 
     def terms(self, tile: int) -> tuple[Tensor | None, Tensor | None]:
@@ -442,10 +447,9 @@ class _Form:
         """Of a pair's exponent in the product of its rows."""
         return -scale if self.softplus and self.same else scale
 
-    def multiplier(self, scale: float, *, forward: bool) -> float:
+    def multiplier(self, scale: float) -> float:
         """The same in the units of the kernel's exponential."""
-        of_two = self.fixed or (self.softplus and forward)
-        return self.slope(scale) * (LOG2_E if of_two else 1.0)
+        return self.slope(scale) * (LOG2_E if self.fixed or self.softplus else 1.0)
 
 
 def _sides(rows: LabelledPairs) -> tuple[_Side, _Side]:
@@ -509,7 +513,7 @@ def _sum_pairs(
         count,
         len(keys.values),
         splits,
-        form.multiplier(rows.scale, forward=True),
+        form.multiplier(rows.scale),
         rows.scale_tensor,
         DIM=a.shape[1],
         ROWS=tiles.rows,
@@ -547,9 +551,16 @@ def _gradient(
 
 
 def _backward_candidates(rows: Tensor, form: _Form, self_: bool) -> list[tuning.Tiles]:
-    """Where mma.sync keeps a tile's scores in registers, two sigmoids of each leave room for fewer."""
+    """Two exponentials of a pair take registers beside what is compared for it: of more warps, or of fewer pairs.
+
+    Where mma.sync keeps a tile's scores in registers as well, two sigmoids leave room for fewer pairs.
+    """
     candidates = tuning.backward_candidates(*tiling_of(rows))
-    if not (form.softplus and self_) or target_of(rows).warp_group_products:
+    if not self_ or form.fixed:
+        return candidates
+    if target_of(rows).tensor_memory:
+        return [replace(tiles, warps=8) for tiles in candidates]
+    if not form.softplus or target_of(rows).warp_group_products:
         return candidates
     return [tiles for tiles in candidates if tiles.rows * tiles.keys <= MOST_SIGMOIDS]
 
@@ -634,7 +645,7 @@ def _gradients(
     factor = unit * form.slope(rows.scale)
     if rows.scale_tensor is not None:
         factor = factor * rows.scale_tensor.float()
-    multiplier = form.multiplier(rows.scale, forward=False)
+    multiplier = form.multiplier(rows.scale)
     weighing = _Weighing(form, multiplier, rows.scale_tensor, factor, dtype)
     nothing = torch.empty(0, dtype=dtype, device=rows.anchors.device)
     grad_anchors, grad_keys, sums = nothing, nothing.clone(), nothing.float()
@@ -708,6 +719,7 @@ def pairwise_softplus_backward(
     unit = _unit(rows, grad)
     needs = need_anchors, need_keys, need_offsets
     form = _Form.of(rows, softplus=True)
-    *gradients, sums = _gradients(rows, form, offsets, grad / unit, unit, needs, dtype)
+    shift = offsets * LOG2_E
+    *gradients, sums = _gradients(rows, form, shift, grad / unit, unit, needs, dtype)
     grad_offsets = (sums * grad).where(rows.labels >= 0, 0) if need_offsets else sums
     return gradients[0], gradients[1], grad_offsets
