@@ -161,6 +161,7 @@ def cases(quick: bool = False) -> Iterator[Case]:
         yield from _core_cases(dim, bf16)
     for dim in NARROW_DIMS:
         yield _forward_keys(dim, bf16)
+        yield from _masked_cases(dim, bf16)
     for dim in (256, 496):
         yield from _masked_cases(dim, bf16)
         yield from _keys_cases(dim, bf16)
@@ -435,7 +436,7 @@ def _issue_share(job: _Job, machine_code: sass.Kernel) -> float | None:
     """Counted where products are of half precision: of float32 they are several of another kind."""
     if not any(kind in ("*bf16", "*fp16") for kind in job.signature.values()):
         return None
-    return machine_code.issue_share(job.target.capability)
+    return machine_code.issue_share(job.target.capability, job.options["num_warps"])
 
 
 @lru_cache

@@ -92,9 +92,7 @@ def test_pairwise_lse_forward(storage: Tensor, monkeypatch: pytest.MonkeyPatch) 
     )
     launch = in_one_step_each(launch, COUNT)
     result = torch.full((launch.grid[1], 16), torch.nan)
-    run_last_program(
-        monkeypatch, launch, anchors=anchors, keys=keys, result=result, tiles_per_split=1
-    )
+    run_last_program(monkeypatch, launch, anchors=anchors, keys=keys, result=result)
     expected = (anchors.double() @ keys[-16:].double().T * 5.0).logsumexp(1)
     assert relative_error(result[-1], expected) < 1e-6
 
@@ -124,28 +122,29 @@ def test_pairwise_lse_backward(storage: Tensor, monkeypatch: pytest.MonkeyPatch)
     parts = launch.grid[2]
     run_last_program(
         monkeypatch, launch, own=own, other=keys, own_lse=lse, peak=torch.ones(1),
-        own_weight=torch.full((COUNT,), 16384.0), gradient=own, tiles_per_split=1,
+        own_weight=torch.full((COUNT,), 16384.0), gradient=own,
     )  # fmt: skip
     columns = slice(D - D // parts, None)
     assert relative_error(own[-32:, columns], expected[:, columns]) < 2e-3
 
 
 def test_rows_copied_into_whole_tiles(storage: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place: a row read elsewhere would be zero, a masked one written elsewhere would stay."""
+    """In place: a row read elsewhere would be zero, one written elsewhere would stay."""
     rows = storage[: COUNT * D].view(COUNT, D)
     rows[-8:] = unit_rows(8, D, dtype=torch.float16)
     mask = torch.ones(COUNT, dtype=torch.bool)
     mask[-7::2] = False
-    expected = rows[-8:].where(mask[-8:, None], 0)
+    expected = torch.cat((rows[-8:][mask[-8:]], torch.zeros(4, D, dtype=torch.float16)))
     launch = recorded(
         lambda: tiles.whole_tiles(meta(COUNT, D, dtype=torch.float16), meta(COUNT) > 0, 16)
     )
-    bias = torch.full((COUNT,), torch.nan)
+    places = torch.full((COUNT,), -1, dtype=torch.int32)
     run_last_program(
-        monkeypatch, launch, rows=rows, mask=mask.view(torch.uint8), values=rows, bias=bias
-    )
+        monkeypatch, launch, rows=rows, taken=mask.cumsum(0, dtype=torch.int32), values=rows,
+        places=places,
+    )  # fmt: skip
     assert torch.equal(rows[-8:], expected)
-    assert torch.equal(bias[-8:] == 0, mask[-8:])
+    assert sorted(places[-8:].tolist()) == list(range(COUNT - 8, COUNT))
 
 
 def test_indexed_lse(storage: Tensor) -> None:

@@ -24,14 +24,16 @@ def unit_rows(n: int, d: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return normalize(torch.randn(n, d, device="cuda")).to(dtype)
 
 
-def step(rows: Tensor) -> Tensor:
+def step(rows: Tensor, mask: Tensor | None = None) -> Tensor:
     rows = rows.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(pairwise_lse(rows, scale=10.0, normalized=True).sum(), rows)
+    lse = pairwise_lse(rows, scale=10.0, mask=mask, normalized=True)
+    (gradient,) = torch.autograd.grad(lse.sum(), rows)
     return gradient
 
 
 CALLS: dict[str, Callable[[], object]] = {
     "pairwise_lse": lambda x=None: step(SHARED["rows"]),
+    "pairwise_lse of some rows": lambda x=None: step(SHARED["rows"], SHARED["mask"]),
     "prepare_rows": lambda: prepare_rows(SHARED["maps"], dtype=torch.bfloat16),
     "indexed_lse": lambda: indexed_lse(SHARED["rows"], SHARED["rows"], SHARED["runs"], scale=2.0),
     "sample_pixels": lambda: sample_pixels(
@@ -46,6 +48,7 @@ SHARED: dict[str, Tensor] = {}
 def shared_inputs(device: torch.device) -> None:
     SHARED.update(
         rows=unit_rows(1000, 128),
+        mask=torch.rand(1000, device=device) < 0.5,
         maps=torch.randn(2, 16, 16, 16, device=device),
         labels=torch.randint(0, 4, (2, 16, 16), device=device),
         runs=torch.randint(0, 1000, (4, 64), device=device),

@@ -12,7 +12,8 @@ def test_rows_that_fill_tiles_are_not_copied(device: torch.device) -> None:
     rows = torch.randn(32, 64, device=device)
     tiled = whole_tiles(rows, None, 16)
     assert tiled.values.data_ptr() == rows.data_ptr()
-    assert tiled.bias is None
+    assert tiled.count == 32
+    assert not tiled.packed
 
 
 @pytest.mark.parametrize(
@@ -27,17 +28,14 @@ def test_others_are_copied(
     mask = torch.rand(count) < 0.5 if masked else torch.ones(count, dtype=torch.bool)
     rows = torch.randn(count, dim, dtype=dtype)
     expected = torch.zeros(-(-count // 16) * 16, max(16, 1 << (dim - 1).bit_length()), dtype=dtype)
-    expected[:count, :dim] = rows.where(mask[:, None], 0)
+    expected[: mask.sum(), :dim] = rows[mask]
     rows[~mask] = torch.nan
     tiled = whole_tiles(rows.to(device), mask.to(device) if masked else None, 16)
     assert torch.equal(tiled.values.cpu(), expected)
-    takes_part = torch.zeros(len(expected), dtype=torch.bool)
-    takes_part[:count] = mask
-    if takes_part.all():
-        assert tiled.bias is None
-    else:
-        assert tiled.bias is not None
-        assert torch.equal(tiled.bias.cpu(), takes_part.float().log())  # 0 or −inf
+    assert int(tiled.count) == mask.sum()
+    assert tiled.packed == masked
+    given = tiled.as_given(tiled.values, count)[:, :dim].cpu()
+    assert torch.equal(given, rows.where(mask[:, None], 0))
 
 
 def test_strided_rows(device: torch.device) -> None:

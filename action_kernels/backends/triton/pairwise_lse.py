@@ -6,15 +6,16 @@
   rounding logits of hundreds to another base twice would cost their last digits. One kernel, compiled
   in two variants, both with exponents x = multiplier · a_i·k_j.
 - Forward, *symmetric* (anchors are their own keys, fixed shift): each tile once, its row sums kept in
-  registers and its column sums added atomically. Row-owned otherwise, and where deterministic
-  algorithms are asked for: twice the products, no atomics.
+  registers and its column sums added atomically. Row-owned otherwise, where deterministic algorithms
+  are asked for and on sm_100 (`_symmetric`): twice the products, no atomics.
 - Backward: row-owned, no atomics. Tiles are recomputed and weighted by G in registers, where
   G_ij = g_i P_ij + g_j P_ji (own keys), g_i P_ij (anchors apart) or g_j P_ji (keys apart); under a
   fixed shift G_ij = 2^x (w_i + w_j) with w = g · e^(−lse) needs one exponential for both. The columns
   of a gradient may be shared out between two programs, each of which computes the weights.
 
 Anchors that are their own keys visit the key tiles in a circle, from the diagonal on: offsets up to
-half way round meet every pair of tiles once, with the same work for each program.
+half way round meet every pair of tiles once, with the same work for each program. Tiles in which some
+pairs do not count, the *edges*, come first, in a loop that masks; the hot loop takes the others.
 """
 
 from __future__ import annotations
@@ -43,10 +44,12 @@ from action_kernels.backends.triton.products import (
 )
 from action_kernels.backends.triton.tiles import (
     Terms,
+    WholeTiles,
     gradient_terms,
     half_unit,
     load_in_parts,
     load_rows,
+    loaded_count,
     served,
     tiling_of,
     whole_tiles,
@@ -56,7 +59,6 @@ from action_kernels.ops.registry import register
 
 DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
 LOG2_E = math.log2(math.e)
-LARGEST_TILE = 128  # rows
 LARGEST_PARTIAL = 32 << 20  # bytes of partial gradients, where few rows leave processors idle
 
 
@@ -64,11 +66,9 @@ LARGEST_PARTIAL = 32 << 20  # bytes of partial gradients, where few rows leave p
 def _forward_kernel(
     anchors,
     keys,
-    anchor_bias,  # (padded anchors,), if ANCHORS_PARTIAL
-    key_bias,  # (padded keys,), if KEYS_PARTIAL
+    anchor_count,  # of those that take part: a number, or (1,) if ANCHORS_PACKED
+    key_count,  # likewise if KEYS_PACKED
     result,  # (splits, padded anchors) lse, or (padded anchors,) sums to add to if SYMMETRIC
-    key_tiles,
-    tiles_per_split,
     multiplier,
     scale_tensor,  # (1,), another factor of the multiplier, if SCALED
     DIM: tl.constexpr,
@@ -78,8 +78,8 @@ def _forward_kernel(
     SYMMETRIC: tl.constexpr,
     FIXED: tl.constexpr,
     SCALED: tl.constexpr,
-    ANCHORS_PARTIAL: tl.constexpr,
-    KEYS_PARTIAL: tl.constexpr,
+    ANCHORS_PACKED: tl.constexpr,
+    KEYS_PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
     if SCALED:
@@ -93,35 +93,38 @@ def _forward_kernel(
         # exponents are compared before they are multiplied
         a = tl.where(multiplier < 0.0, -a, a)
         multiplier = tl.abs(multiplier)
-    takes_part = tl.full((ROWS,), 1.0, tl.float32)
-    if ANCHORS_PARTIAL:
-        takes_part = (tl.load(anchor_bias + rows) == 0.0).to(tl.float32)
+    anchor_count = loaded_count(anchor_count, ANCHORS_PACKED)
+    key_count = loaded_count(key_count, KEYS_PACKED)
+    key_tiles = tl.cdiv(key_count, KEYS)
     steps = key_tiles
+    share = tl.cdiv(key_tiles, tl.num_programs(1))
     if SYMMETRIC:
         # Half the circle; of an even number of tiles, opposite ones meet from the first half only.
         opposite = (key_tiles % 2 == 0) & (block < key_tiles // 2)
         steps = (key_tiles + 1) // 2 + opposite.to(tl.int32)
-    first = split * tiles_per_split
-    last = tl.minimum(first + tiles_per_split, steps)
+        share = tl.cdiv(key_tiles // 2 + 1, tl.num_programs(1))
+    steps = tl.where(start < anchor_count, steps, 0)
+    partial, edges = _edges(start, key_count, steps, ROWS, KEYS, SELF)
+    if SYMMETRIC:  # rows beyond the last one would count in the sums of every column
+        edges = tl.where(start + ROWS > anchor_count, steps, edges)
+    first = split * share
+    last = tl.minimum(first + share, steps)
     maximum = tl.full((ROWS,), 0.0 if FIXED else float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
-    if SELF:
-        diagonal_last = tl.minimum(last, ROWS // KEYS)
-        maximum, total = _sum_tiles(
-            a, takes_part, maximum, total, keys, key_bias, result, start, first, diagonal_last,
-            key_tiles, multiplier, DIM, ROWS, KEYS, SELF, False, FIXED, ANCHORS_PARTIAL,
-            KEYS_PARTIAL, PRECISION, True,
-        )  # fmt: skip
-        first = tl.maximum(first, ROWS // KEYS)
     maximum, total = _sum_tiles(
-        a, takes_part, maximum, total, keys, key_bias, result, start, first, last,
-        key_tiles, multiplier, DIM, ROWS, KEYS, SELF, SYMMETRIC, FIXED, ANCHORS_PARTIAL,
-        KEYS_PARTIAL, PRECISION, False,
+        a, maximum, total, keys, result, start, first, tl.minimum(last, edges), partial, key_tiles,
+        key_count, multiplier, DIM, ROWS, KEYS, SELF, SYMMETRIC, FIXED, PRECISION, True,
+    )  # fmt: skip
+    skipped = (partial >= 0).to(tl.int32)
+    maximum, total = _sum_tiles(
+        a, maximum, total, keys, result, start, tl.maximum(first, edges) - skipped, last - skipped,
+        partial, key_tiles - skipped, key_count, multiplier, DIM, ROWS, KEYS, SELF, SYMMETRIC, FIXED,
+        PRECISION, False,
     )  # fmt: skip
     if SYMMETRIC:
         tl.atomic_add(result + rows, total, sem="relaxed")
     else:
-        lse = tl.where(takes_part > 0.0, maximum + tl.log(total), 0.0)
+        lse = tl.where(rows < anchor_count, maximum + tl.log(total), 0.0)
         padded_count = tl.num_programs(0) * ROWS
         tl.store(result + tl.cast(split, tl.int64) * padded_count + rows, lse)
 
@@ -129,16 +132,16 @@ def _forward_kernel(
 @triton.jit
 def _sum_tiles(
     a,
-    takes_part,
     maximum,
     total,
     keys,
-    key_bias,
     result,
     start,
     first,
     last,
+    partial,
     key_tiles,
+    key_count,
     multiplier,
     DIM: tl.constexpr,
     ROWS: tl.constexpr,
@@ -146,35 +149,51 @@ def _sum_tiles(
     SELF: tl.constexpr,
     SYMMETRIC: tl.constexpr,
     FIXED: tl.constexpr,
-    ANCHORS_PARTIAL: tl.constexpr,
-    KEYS_PARTIAL: tl.constexpr,
     PRECISION: tl.constexpr,
-    DIAGONAL: tl.constexpr,
+    EDGES: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
-    """Add the key tiles `first` … `last` − 1 to the running maximum and sum of each row."""
+    """Add the edges or the other key tiles from `first` to `last` − 1 to each row's running maximum and sum."""
     for step in range(first, last):
-        key_start = _key_start(start, step, key_tiles, KEYS, SELF)
+        met = _edge_met(step, partial, ROWS, KEYS, SELF) if EDGES else step
+        key_start = _key_start(start, met, key_tiles, KEYS, SELF)
         columns = key_start + tl.arange(0, KEYS)
         k = load_rows(keys, key_start, 0, KEYS, DIM, DIM)
         x = product(a, tl.trans(k), PRECISION)
         factor = multiplier
-        if KEYS_PARTIAL or DIAGONAL:
-            x *= multiplier
+        if EDGES:
+            counts = _pairs_that_count(start, key_start, key_count, ROWS, KEYS, SELF, SYMMETRIC)
+            x = tl.where(counts, x * multiplier, float("-inf"))
             factor = 1.0
-        if KEYS_PARTIAL:
-            x += tl.load(key_bias + columns)[None, :]
-        if DIAGONAL:
-            x = tl.where(_off_diagonal(start, key_start, ROWS, KEYS), x, float("-inf"))
         if FIXED:
             e = tl.exp2(x * factor)
             total += tl.sum(e, 1)
             if SYMMETRIC:
-                if ANCHORS_PARTIAL:  # a row that takes no part is zero: its 2^x is 1
-                    e = e * takes_part[:, None]
                 tl.atomic_add(result + columns, tl.sum(e, 0), sem="relaxed")
         else:
             maximum, total = add_exponentials(maximum, total, x, factor)
     return maximum, total
+
+
+@triton.jit
+def _edges(start, count, steps, ROWS: tl.constexpr, KEYS: tl.constexpr, SELF: tl.constexpr):  # type: ignore[no-untyped-def]
+    """At which step the tile is met that ends beyond the last of `count` rows, and how many edges there are.
+
+    −1 where none is met, or on the diagonal. The edges are the tiles on the diagonal, then that one; the
+    others follow as if it did not exist.
+    """
+    on_diagonal: tl.constexpr = ROWS // KEYS if SELF else 0
+    partial = count // KEYS
+    if SELF:
+        partial -= start // KEYS
+    met = (count % KEYS != 0) & (partial >= on_diagonal) & (partial < steps)
+    return tl.where(met, partial, -1), on_diagonal + met.to(tl.int32)
+
+
+@triton.jit
+def _edge_met(step, partial, ROWS: tl.constexpr, KEYS: tl.constexpr, SELF: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The step, had there been no order of edges, at which the edge is met that comes at `step`."""
+    on_diagonal: tl.constexpr = ROWS // KEYS if SELF else 0
+    return tl.where((step >= on_diagonal) & (partial >= 0), partial, step)
 
 
 @triton.jit
@@ -188,10 +207,27 @@ def _key_start(start, step, key_tiles, KEYS: tl.constexpr, SELF: tl.constexpr): 
 
 
 @triton.jit
-def _off_diagonal(start, key_start, ROWS: tl.constexpr, KEYS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _pairs_that_count(
+    start,
+    key_start,
+    key_count,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    SELF: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
+):  # type: ignore[no-untyped-def]
+    """(ROWS, KEYS) bool, of an edge. If SYMMETRIC each pair of rows once, for both."""
     rows = start + tl.arange(0, ROWS)
     columns = key_start + tl.arange(0, KEYS)
-    return rows[:, None] != columns[None, :]
+    exists = columns < key_count
+    if SYMMETRIC:  # one comparison a pair
+        none_above: tl.constexpr = 2147483647
+        rows = tl.where(rows < key_count, rows, none_above)
+        columns = tl.where(key_start == start, columns, none_above)
+        return rows[:, None] < tl.where(exists, columns, -1)[None, :]
+    if SELF:
+        return (rows[:, None] != columns[None, :]) & exists[None, :]
+    return tl.broadcast_to(exists[None, :], (ROWS, KEYS))
 
 
 @triton.jit
@@ -202,12 +238,10 @@ def _backward_kernel(
     own_weight,
     other_lse,  # of the other rows if OTHER_TERM
     other_weight,
-    own_bias,  # (padded rows,), if OWN_PARTIAL
-    other_bias,  # if OTHER_PARTIAL
+    own_count,  # of the rows that take part: a number, or (1,) if OWN_PACKED
+    other_count,  # likewise if OTHER_PACKED
     peak,  # (1,) largest |grad|, if HALF
     gradient,  # (splits, padded rows, COLUMNS)
-    other_tiles,
-    tiles_per_split,
     scale,
     multiplier,
     scale_tensor,  # (1,), another factor of both, if SCALED
@@ -219,8 +253,8 @@ def _backward_kernel(
     OTHER_TERM: tl.constexpr,
     FIXED: tl.constexpr,
     SCALED: tl.constexpr,
-    OWN_PARTIAL: tl.constexpr,
-    OTHER_PARTIAL: tl.constexpr,
+    OWN_PACKED: tl.constexpr,
+    OTHER_PACKED: tl.constexpr,
     HALF: tl.constexpr,
     PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -243,26 +277,30 @@ def _backward_kernel(
         if not FIXED:
             a_lse = tl.load(own_lse + start + local)
     total = tl.zeros((ROWS, WIDTH), tl.float32)
-    first = split * tiles_per_split
-    last = tl.minimum(first + tiles_per_split, other_tiles)
-    if SELF:
-        diagonal_last = tl.minimum(last, ROWS // KEYS)
-        total = _weigh_tiles(
-            a, a_rest, a_lse, a_weight, total, other, other_lse, other_weight, other_bias, start,
-            first_column, first, diagonal_last, other_tiles, multiplier, DIM, ROWS, KEYS, OWN_TERM,
-            OTHER_TERM, FIXED, OTHER_PARTIAL, HALF, PARTS, PRECISION, True,
-        )  # fmt: skip
-        first = tl.maximum(first, ROWS // KEYS)
+    own_count = loaded_count(own_count, OWN_PACKED)
+    other_count = loaded_count(other_count, OTHER_PACKED)
+    other_tiles = tl.cdiv(other_count, KEYS)
+    steps = tl.where(start < own_count, other_tiles, 0)
+    partial, edges = _edges(start, other_count, steps, ROWS, KEYS, SELF)
+    share = tl.cdiv(other_tiles, tl.num_programs(1))
+    first = split * share
+    last = tl.minimum(first + share, steps)
     total = _weigh_tiles(
-        a, a_rest, a_lse, a_weight, total, other, other_lse, other_weight, other_bias, start,
-        first_column, first, last, other_tiles, multiplier, DIM, ROWS, KEYS, OWN_TERM,
-        OTHER_TERM, FIXED, OTHER_PARTIAL, HALF, PARTS, PRECISION, False,
+        a, a_rest, a_lse, a_weight, total, other, other_lse, other_weight, start, first_column,
+        first, tl.minimum(last, edges), partial, other_tiles, other_count, multiplier, DIM, ROWS,
+        KEYS, OWN_TERM, OTHER_TERM, FIXED, PARTS, PRECISION, True,
+    )  # fmt: skip
+    skipped = (partial >= 0).to(tl.int32)
+    total = _weigh_tiles(
+        a, a_rest, a_lse, a_weight, total, other, other_lse, other_weight, start, first_column,
+        tl.maximum(first, edges) - skipped, last - skipped, partial, other_tiles - skipped,
+        other_count, multiplier, DIM, ROWS, KEYS, OWN_TERM, OTHER_TERM, FIXED, PARTS, PRECISION,
+        False,
     )  # fmt: skip
     total *= scale
     if HALF:
         total *= half_unit(peak)
-    if OWN_PARTIAL:
-        total = tl.where((tl.load(own_bias + start + local) == 0.0)[:, None], total, 0.0)
+    total = tl.where((start + local < own_count)[:, None], total, 0.0)
     columns = first_column + tl.arange(0, WIDTH)
     padded_count = tl.num_programs(0) * ROWS
     first_row = gradient + (tl.cast(split, tl.int64) * padded_count + start) * COLUMNS
@@ -284,12 +322,13 @@ def _weigh_tiles(
     other,
     other_lse,
     other_weight,
-    other_bias,
     start,
     first_column,
     first,
     last,
+    partial,
     other_tiles,
+    other_count,
     multiplier,
     DIM: tl.constexpr,
     ROWS: tl.constexpr,
@@ -297,25 +336,23 @@ def _weigh_tiles(
     OWN_TERM: tl.constexpr,
     OTHER_TERM: tl.constexpr,
     FIXED: tl.constexpr,
-    OTHER_PARTIAL: tl.constexpr,
-    HALF: tl.constexpr,
     PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
-    DIAGONAL: tl.constexpr,
+    EDGES: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
-    """Add G · (other rows) over the tiles `first` … `last` − 1."""
+    """Add G · (other rows) over the edges or the other tiles from `first` to `last` − 1."""
     SELF: tl.constexpr = OWN_TERM and OTHER_TERM
     for step in range(first, last):
-        other_start = _key_start(start, step, other_tiles, KEYS, SELF)
+        met = _edge_met(step, partial, ROWS, KEYS, SELF) if EDGES else step
+        other_start = _key_start(start, met, other_tiles, KEYS, SELF)
         columns = other_start + tl.arange(0, KEYS)
         b, b_rest = load_in_parts(other, other_start, first_column, KEYS, DIM, PARTS)
         x = product_of_parts(a, a_rest, b, b_rest, PARTS, PRECISION) * multiplier
-        if OTHER_PARTIAL and (HALF or not FIXED):
-            # A row b that takes no part is zero, which makes any weight harmless that is finite; of
-            # e^(0 − lse) none is sure to be, of g · 2^0 · e^(−lse) only float32 and bfloat16.
-            x += tl.load(other_bias + columns)[None, :]
-        if DIAGONAL:
-            x = tl.where(_off_diagonal(start, other_start, ROWS, KEYS), x, float("-inf"))
+        if EDGES:
+            # A row b beyond the last is zero, which makes any weight harmless that is finite: e^(0 − lse)
+            # may not be.
+            counts = _pairs_that_count(start, other_start, other_count, ROWS, KEYS, SELF, False)
+            x = tl.where(counts, x, float("-inf"))
         if FIXED:
             weight = a_weight[:, None]
             if OTHER_TERM:
@@ -347,19 +384,27 @@ def pairwise_lse_forward(call: PairwiseCall, keep: bool) -> tuple[Tensor, None]:
         return _forward(call, tiles)
 
     symmetric = _symmetric(call)
-    whole = call.mask is None and count % LARGEST_TILE == 0
     candidates = (
-        tuning.symmetric_candidates(*tiling_of(anchors), whole)
+        tuning.symmetric_candidates(*tiling_of(anchors))
         if symmetric
         else tuning.forward_candidates(*tiling_of(anchors))
     )
-    key = ("pairwise_lse_forward", symmetric, whole, count.bit_length(), *tiling_of(anchors))
+    key = ("pairwise_lse_forward", symmetric, count.bit_length(), *tiling_of(anchors))
     return run(tuning.choose(key, candidates, run)), None
 
 
 def _symmetric(call: PairwiseCall) -> bool:
-    """Whether a tile serves its rows and, by atomic additions, its columns."""
-    return call.keys is None and call.bounded and not torch.are_deterministic_algorithms_enabled()
+    """Whether a tile serves its rows and, by atomic additions, its columns.
+
+    Not where a lane reads a whole row from tensor memory: sums down the columns would go through every
+    lane, in more issue slots (2.4 a clock of the special functions) than the other half of the tiles takes.
+    """
+    return (
+        call.keys is None
+        and call.bounded
+        and not target_of(call.anchors).tensor_memory
+        and not torch.are_deterministic_algorithms_enabled()
+    )
 
 
 def _forward(call: PairwiseCall, tiles: tuning.Tiles) -> Tensor:
@@ -383,24 +428,22 @@ def _forward(call: PairwiseCall, tiles: tuning.Tiles) -> Tensor:
         tiles,
         a.values,
         k.values,
-        a.bias,
-        k.bias,
+        a.count,
+        k.count,
         result,
-        key_tiles,
-        triton.cdiv(steps, splits),
         _multiplier(call.scale, fixed),
         call.scale_tensor,
         SELF=self_,
         SYMMETRIC=symmetric,
         FIXED=fixed,
         SCALED=call.scale_tensor is not None,
-        ANCHORS_PARTIAL=a.bias is not None,
-        KEYS_PARTIAL=k.bias is not None,
+        ANCHORS_PACKED=a.packed,
+        KEYS_PACKED=k.packed,
         **_tile_constants(a.values, tiles),
     )
     if not symmetric and splits == 1:
-        return result[0, :count]
-    lse = (result[0].log_() if symmetric else result.logsumexp(0))[:count]
+        return a.as_given(result[0], count)
+    lse = a.as_given(result[0].log_() if symmetric else result.logsumexp(0), count)
     return lse if mask is None else lse.where(mask, 0)
 
 
@@ -460,10 +503,10 @@ class _Rows:
             has_term &= self.mask
         return self.grad.where(has_term, 0).abs().amax(0, keepdim=True)
 
-    def terms(self, peak: Tensor | None, padded_count: int, fixed: bool) -> Terms:
+    def terms(self, tiles: WholeTiles, peak: Tensor | None, fixed: bool) -> Terms:
         if self.lse is None or self.grad is None:
             return Terms(None, None)
-        return gradient_terms(self.lse, self.grad, self.mask, peak, padded_count, fixed)
+        return gradient_terms(self.lse, self.grad, tiles, peak, fixed)
 
 
 def _gradient(call: PairwiseCall, own: _Rows, other: _Rows, dtype: torch.dtype) -> Tensor:
@@ -489,8 +532,8 @@ def _weighted_sum(
     b = a if own is other else whole_tiles(other.values, other.mask, tiles.keys)
     anchors = own if own.lse is not None else other
     peak = anchors.peak() if values.dtype == torch.float16 else None
-    a_terms = own.terms(peak, a.values.shape[0], fixed)
-    b_terms = a_terms if own is other else other.terms(peak, b.values.shape[0], fixed)
+    a_terms = own.terms(a, peak, fixed)
+    b_terms = a_terms if own is other else other.terms(b, peak, fixed)
     blocks, steps = a.values.shape[0] // tiles.rows, b.values.shape[0] // tiles.keys
     most = max(1, LARGEST_PARTIAL // (4 * values.numel()))
     processors = target_of(values).processors
@@ -511,12 +554,10 @@ def _weighted_sum(
         a_terms.weight,
         b_terms.lse,
         b_terms.weight,
-        a.bias,
-        b.bias,
+        a.count,
+        b.count,
         peak,
         partial,
-        steps,
-        triton.cdiv(steps, splits),
         call.scale,
         _multiplier(call.scale, fixed),
         call.scale_tensor,
@@ -525,10 +566,10 @@ def _weighted_sum(
         OTHER_TERM=other.lse is not None,
         FIXED=fixed,
         SCALED=call.scale_tensor is not None,
-        OWN_PARTIAL=a.bias is not None,
-        OTHER_PARTIAL=b.bias is not None,
+        OWN_PACKED=a.packed,
+        OTHER_PACKED=b.packed,
         HALF=peak is not None,
         PARTS=tiles.parts,
         **_tile_constants(a.values, tiles),
     )
-    return partial[0, :count] if splits == 1 else partial[:, :count].sum(0).to(dtype)
+    return a.as_given(partial[0] if splits == 1 else partial.sum(0).to(dtype), count)

@@ -1,8 +1,10 @@
 """What `pairwise_lse`'s kernels read: whole tiles of rows, and the rows' terms of a gradient.
 
-The loops over tiles have no registers left for predicates. So rows that end in the middle of a tile,
-are masked or of a dim that is no power of two are first copied into whole tiles, zero where nothing
-is or takes part: n·d elements once, where the kernels compute n² · d.
+The hot loops over tiles look at no mask. Rows that end in the middle of a tile, are masked or of a dim
+that is no power of two are first copied into whole tiles: those that take part first, in their order,
+then zeros. So a mask leaves at most one tile that ends beyond the last row, as an odd number of rows
+does, and pairs of rows left out are not computed. It costs n·d elements once, where the kernels compute
+n² · d. How many rows take part is known on the device alone: nobody waits for it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from torch import Tensor
 from action_kernels.backends.triton import tuning
 from action_kernels.backends.triton.device import (
     Target,
-    as_bytes,
     launch,
     product_precision,
     target_of,
@@ -71,14 +72,24 @@ def load_in_parts(
 
 @dataclass(frozen=True)
 class WholeTiles:
-    """Rows as the kernels take them.
+    """Rows as the kernels take them: those that take part, then zeros up to the end of a tile.
 
-    `values` is (tiles · rows of a tile, power of two). `bias`, of as many elements, is what to add to
-    a row's exponents: 0, or −inf where the row takes no part; None where all take part.
+    `values` is (tiles · rows of a tile, power of two). The first `count` take part, a number or, where a
+    mask chooses them, (1,) int32 on the device. `places`, (n,) int32, is where each of the given rows
+    lies; None: in order.
     """
 
     values: Tensor
-    bias: Tensor | None
+    count: int | Tensor
+    places: Tensor | None = None
+
+    @property
+    def packed(self) -> bool:
+        return self.places is not None
+
+    def as_given(self, results: Tensor, count: int) -> Tensor:
+        """Of results for `values`, one or a line for each, those of the `count` given rows in their order."""
+        return results[:count] if self.places is None else results.index_select(0, self.places)
 
 
 def whole_tiles(rows: Tensor, mask: Tensor | None, tile: int) -> WholeTiles:
@@ -86,71 +97,70 @@ def whole_tiles(rows: Tensor, mask: Tensor | None, tile: int) -> WholeTiles:
     count, dim = rows.shape
     shape = RowTiles.of(dim)
     padded_count = triton.cdiv(count, tile) * tile
-    partial = mask is not None or padded_count != count
-    if not partial and dim == shape.padded_dim:
-        return WholeTiles(rows.contiguous(), None)
+    if mask is None and padded_count == count and dim == shape.padded_dim:
+        return WholeTiles(rows.contiguous(), count)
     values = rows.new_empty(padded_count, shape.padded_dim)
-    bias = rows.new_empty(padded_count, dtype=torch.float32) if partial else None
-    if count:
-        launch(
-            _copy_kernel,
-            (triton.cdiv(padded_count, shape.rows),),
-            shape,
-            rows,
-            as_bytes(mask),
-            values,
-            bias,
-            count,
-            padded_count,
-            *rows.stride(),
-            MASKED=mask is not None,
-            PARTIAL=partial,
-            ROWS=shape.rows,
-            DIM=dim,
-            DIM_PADDED=shape.padded_dim,
-        )
-    return WholeTiles(values, bias)
+    if count == 0:
+        return WholeTiles(values, count)
+    taken = places = None
+    if mask is not None:
+        taken = mask.cumsum(0, dtype=torch.int32)
+        places = torch.empty_like(taken)
+    launch(
+        _copy_kernel,
+        (triton.cdiv(padded_count, shape.rows),),
+        shape,
+        rows,
+        taken,
+        values,
+        places,
+        count,
+        padded_count,
+        *rows.stride(),
+        MASKED=mask is not None,
+        ROWS=shape.rows,
+        DIM=dim,
+        DIM_PADDED=shape.padded_dim,
+    )
+    return WholeTiles(values, count if taken is None else taken[-1:], places)
 
 
 @triton.jit
 def _copy_kernel(
     rows,
-    mask,
+    taken,  # (count,) how many rows take part, up to and with each, if MASKED
     values,
-    bias,  # if PARTIAL
+    places,  # if MASKED
     count,
     padded_count,
     row_stride,
     column_stride,
     MASKED: tl.constexpr,
-    PARTIAL: tl.constexpr,
     ROWS: tl.constexpr,
     DIM: tl.constexpr,
     DIM_PADDED: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, DIM_PADDED)
-    takes_part = _takes_part(row, count, mask, MASKED)
+    exists = row < count
+    takes_part = exists
+    place = row
+    if MASKED:  # those left out follow in their order
+        before = tl.load(taken + row - 1, mask=exists & (row > 0), other=0)
+        takes_part = tl.load(taken + row, mask=exists, other=0) > before
+        left_out = tl.load(taken + count - 1) + row - before
+        place = tl.where(exists, tl.where(takes_part, before, left_out), row)
+        tl.store(places + row, place.to(tl.int32), mask=exists)
+    # what rows left out hold is not to be read, it may be NaN
     source = rows + row[:, None] * row_stride + column.to(tl.int64)[None, :] * column_stride
     x = tl.load(source, mask=takes_part[:, None] & (column < DIM)[None, :], other=0.0)
     inside = row < padded_count
-    tl.store(values + row[:, None] * DIM_PADDED + column[None, :], x, mask=inside[:, None])
-    if PARTIAL:
-        tl.store(bias + row, tl.where(takes_part, 0.0, float("-inf")), mask=inside)
-
-
-@triton.jit
-def _takes_part(row, count, mask, MASKED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Which rows exist and are not masked: what others hold is not to be read, it may be NaN."""
-    exists = row < count
-    if MASKED:
-        exists = tl.load(mask + row, mask=exists, other=0) != 0
-    return exists
+    tl.store(values + place[:, None] * DIM_PADDED + column[None, :], x, mask=inside[:, None])
 
 
 @dataclass(frozen=True)
 class Terms:
-    """Of each row, padded to whole tiles, its part in the weights G of a gradient.
+    """Of each row of whole tiles, its part in the weights G of a gradient.
 
     `weight` is g · e^(−lse) under a fixed shift, else g, which goes with `lse`. A row without a term,
     for it takes no part or its sum was empty, has the weight 0 and the lse +inf. Both are None where
@@ -162,14 +172,10 @@ class Terms:
 
 
 def gradient_terms(
-    lse: Tensor,
-    grad: Tensor,
-    mask: Tensor | None,
-    peak: Tensor | None,
-    padded_count: int,
-    fixed: bool,
+    lse: Tensor, grad: Tensor, rows: WholeTiles, peak: Tensor | None, fixed: bool
 ) -> Terms:
-    """The rows' terms; with `peak`, (1,) largest |grad|, in units of `half_unit`."""
+    """The terms of `rows`; with `peak`, (1,) largest |grad|, in units of `half_unit`."""
+    padded_count = rows.values.shape[0]
     weights = torch.empty(padded_count, dtype=torch.float32, device=lse.device)
     shifts = None if fixed else torch.empty_like(weights)
     launch(
@@ -178,14 +184,15 @@ def gradient_terms(
         TERMS,
         lse,
         grad,
-        as_bytes(mask),
+        rows.places,
         peak,
         weights,
         shifts,
         lse.shape[0],
+        rows.count,
         padded_count,
         FIXED=fixed,
-        MASKED=mask is not None,
+        PACKED=rows.packed,
         HALF=peak is not None,
         BLOCK=TERMS.block,
     )
@@ -196,19 +203,24 @@ def gradient_terms(
 def _terms_kernel(
     lse,
     grad,
-    mask,
+    places,  # if PACKED
     peak,  # if HALF
     weights,
     shifts,  # unless FIXED
-    count,
+    given,
+    count,  # of the rows that take part; (1,) if PACKED
     padded_count,
     FIXED: tl.constexpr,
-    MASKED: tl.constexpr,
+    PACKED: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # type: ignore[no-untyped-def]
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    takes_part = _takes_part(row, count, mask, MASKED)
+    exists = row < given
+    place = row
+    if PACKED:
+        place = tl.where(exists, tl.load(places + row, mask=exists, other=0), row)
+    takes_part = exists & (place < loaded_count(count, PACKED))
     row_lse = tl.load(lse + row, mask=takes_part, other=float("-inf"))
     has_term = row_lse != float("-inf")  # NaN has one, so that it is passed on
     weight = tl.load(grad + row, mask=takes_part & has_term, other=0.0)
@@ -219,8 +231,14 @@ def _terms_kernel(
     if FIXED:
         weight *= tl.exp(-row_lse)
     else:
-        tl.store(shifts + row, row_lse, mask=inside)
-    tl.store(weights + row, weight, mask=inside)
+        tl.store(shifts + place, row_lse, mask=inside)
+    tl.store(weights + place, weight, mask=inside)
+
+
+@triton.jit
+def loaded_count(count, PACKED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """`WholeTiles.count` as a number."""
+    return tl.load(count) if PACKED else count
 
 
 @triton.jit

@@ -73,19 +73,17 @@ def forward_candidates(target: Target, dim: int, itemsize: int, precision: str) 
     return _that_fit(target, dim, itemsize, candidates)
 
 
-def symmetric_candidates(
-    target: Target, dim: int, itemsize: int, precision: str, whole: bool = True
-) -> list[Tiles]:
-    """The same where column sums are reduced as well, in every tile, of rows that all take part (`whole`).
+def symmetric_candidates(target: Target, dim: int, itemsize: int, precision: str) -> list[Tiles]:
+    """The same where column sums are reduced as well, in every tile.
 
     Of 128 rows a lane of eight warps has two, a lane of four warps four, which it adds before lanes and
-    warps meet: on sm_90 0.98 issue slots a clock of the tensor cores instead of 1.51 at dim 128, on sm_80
-    0.89 instead of 1.04 at dim 64, counted from the machine code. Two such blocks fit a processor, each
+    warps meet: on sm_90 0.97 issue slots a clock of the tensor cores instead of 1.51 at dim 128, on sm_80
+    0.88 instead of 1.04 at dim 64, counted from the machine code. Two such blocks fit a processor, each
     at work while the other waits.
     """
     candidates = forward_candidates(target, dim, itemsize, precision)
-    # mma.sync has rows and keys in registers as well: of 64 dims no room is left for masks.
-    widest = 128 if target.warp_group_products else 64 if whole else 32
+    # mma.sync has rows and keys in registers as well.
+    widest = 128 if target.warp_group_products else 64
     if not target.tensor_memory and itemsize == 2 and padded(dim) <= widest:
         candidates = [Tiles(128, 128, 4, 2), *candidates]
     return candidates
@@ -112,10 +110,17 @@ def backward_candidates(target: Target, dim: int, itemsize: int, precision: str)
         shared = padded(dim) > 256 and target.warp_group_products
         rows = 128 if padded(dim) <= (256 if target.warp_group_products else 128) else 64
         largest = 64 if padded(dim) <= 256 else 32
-        depths = (2, 1) if target.tensor_memory else (3, 2, 1)  # sm_100 spills at a third
+        # sm_100 spills at a third stage. On sm_90 its addresses would bring loops over narrow rows to 1.00
+        # issue slots a clock (0.97 without).
+        narrow = padded(dim) <= 64 and target.warp_group_products
+        depths = (2, 1) if target.tensor_memory or narrow else (3, 2, 1)
+        # Where sums are in tensor memory, four warps have the registers for a tile's weights, and what a
+        # step costs beside its pairs is issued by half as many: 0.77 slots a clock instead of 1.06 at dim
+        # 128. Sums of 256 columns are more than they can read in the end; of 32 ptxas spills.
+        warps = 4 if target.tensor_memory and padded(dim) in (64, 128) else 8
         candidates = [Tiles(128, 32, 8, 2, parts=2)] if shared else []
         candidates += [
-            Tiles(side, keys, 8, stages)
+            Tiles(side, keys, warps, stages)
             for side in (rows, 32)
             for keys in (64, 32, 16)
             for stages in depths
