@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 NAMESPACE = "action_kernels"
 _library = torch.library.Library(NAMESPACE, "DEF")  # it lives as long as the process
@@ -84,15 +85,20 @@ class Op:
     def differentiable(self, function: type[torch.autograd.Function]) -> type:
         """Decorator: `function.apply` takes the op's flat arguments where a gradient is wanted."""
 
-        def autograd_kernel(*flat: Any) -> Any:
-            refuse_forward_mode(self.name, flat)
-            if torch.is_grad_enabled() and _any_requires_grad(*flat):
-                return _apply(function, flat)
-            return self._below_autograd(*flat)
-
-        _library.impl(self.name, _outside_dynamo(autograd_kernel), "Autograd")
         # The engine calls it from no compiled frame, but perhaps below one.
         setattr(function, "backward", staticmethod(_outside_dynamo(function.backward)))  # noqa: B010
+        single_level = _single_level(function)
+
+        def autograd_kernel(*flat: Any) -> Any:
+            refuse_forward_mode(self.name, flat)
+            if not (torch.is_grad_enabled() and _any_requires_grad(*flat)):
+                return self._below_autograd(*flat)
+            if not torch._C._are_functorch_transforms_active():
+                return function.apply(*flat)
+            with enable_single_level_autograd_function():
+                return single_level.apply(*flat)  # type: ignore[attr-defined]
+
+        _library.impl(self.name, _outside_dynamo(autograd_kernel), "Autograd")
         self._function = function
         return function
 
@@ -251,13 +257,11 @@ def _known_to_torch(kind: Any) -> Any:
     return kind
 
 
-def _apply(function: type[torch.autograd.Function], flat: tuple[Any, ...]) -> Any:
-    """`function.apply`, also where functorch (torch.func.grad, vmap, …) calls the autograd kernel: its
-    interpreter has chosen the level, so that it is a matter of that one level alone."""
-    if not torch._C._are_functorch_transforms_active():
-        return function.apply(*flat)
-    with enable_single_level_autograd_function():
-        return super(torch.autograd.Function, function).apply(*flat)  # type: ignore[misc]
+def _single_level(function: type[torch.autograd.Function]) -> type[_SingleLevelFunction]:
+    """`function` for where functorch (torch.func.grad, vmap, …) calls the autograd kernel: its interpreter
+    has chosen the level, and `torch.autograd.Function` would want to be asked for every level anew."""
+    methods = {name: staticmethod(getattr(function, name)) for name in ("forward", "backward")}
+    return type(function.__name__, (_SingleLevelFunction,), methods)
 
 
 def _outside_dynamo(function: Function) -> Function:
