@@ -8,7 +8,8 @@ gradient are first compared with the float64 reference on the inputs that are th
 off, no time. Times are medians over rounds in which all contenders take turns. u is one float32
 product n × n × d (`torch.mm(F, F.T, out=…)`), in the same turns. Our work is 4 n² d floating-point
 operations, half a product forward and one and a half backward; its rate is given as a share of the peak
-of multiply-adds, which fma_peak.cpp measures first. The whole losses and the queue form follow.
+of multiply-adds, which fma_peak.cpp measures first. Small calls follow (with the product alone in turns, and beside them
+what PyTorch's autograd takes for a function that computes nothing), the whole losses and the queue form.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Plan:
     memory: bool = True
     seconds_a_size: float = 4.0
     largest_seconds: float = 6.0  # of one call, of at least five; of peers at other d a quarter
+    small: tuple[int, ...] = (64, 128, 256, 512)
     losses: tuple[int, ...] = (2048, 8192)
     queue: tuple[int, int] = (1024, 12288)
 
@@ -74,13 +76,15 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
     }
 
 
-def in_turns(calls: dict[str, Callable[[], Sequence[float]]], seconds: float) -> dict[str, list]:
-    """What each call returns, over 3 to 25 rounds of turns that take about `seconds` in all."""
+def in_turns(
+    calls: dict[str, Callable[[], Sequence[float]]], seconds: float, rounds: int = 25
+) -> dict[str, list]:
+    """What each call returns, over 3 to `rounds` rounds of turns that take about `seconds` in all."""
     found: dict[str, list] = {name: [] for name in calls}
     for call in calls.values():
         call()
     start = time.perf_counter()
-    for done in range(1, 26):
+    for done in range(1, rounds + 1):
         for name, call in calls.items():
             found[name].append(call())
         if done >= 3 and time.perf_counter() - start > seconds:
@@ -234,6 +238,39 @@ def add_memory(n: int, d: int, entries: dict[str, dict[str, Any]], plan: Plan) -
             entries[name]["peak_mib"] = peak_memory(peers.step, name, n, d) / 2**20
 
 
+# Small calls -------------------------------------------------------------------------------------
+
+
+class Nothing(torch.autograd.Function):
+    """Of the form of `pairwise_lse`."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor) -> Tensor:
+        ctx.save_for_backward(features)
+        return features.new_empty(len(features))
+
+    @staticmethod
+    def backward(ctx: Any, _grad: Tensor) -> Tensor:
+        return torch.empty_like(ctx.saved_tensors[0])
+
+
+def measure_small(n: int, d: int, seconds: float) -> dict[str, Any]:
+    """Ours, the product and a function that computes nothing, in turns: caches stay warm, as in a loop of their own."""
+    features, grad = peers.inputs(OURS, n, d)
+    rows = features.detach()
+    calls = {
+        "u": product(rows, rows),
+        OURS: forward_backward(lambda x: peers.fused(x, peers.SCALE), features, grad),
+        "nothing": forward_backward(Nothing.apply, features, grad),
+    }
+    found = in_turns(calls, seconds, rounds=1000)
+    unit, ours, nothing = (spread([call[-1] for call in found[name]]) for name in calls)
+    return {
+        "n": n, "d": d, "unit_ms": unit, "both_ms": ours, "nothing_ms": nothing,
+        "ratio_to_u": ours["median"] / unit["median"],
+    }  # fmt: skip
+
+
 # Whole losses ------------------------------------------------------------------------------------
 
 CLASSES, DIM, TEMPERATURE = 4, 128, 0.1
@@ -345,6 +382,8 @@ def run(plan: Plan) -> dict[str, Any]:
             report["sizes"].append(measure_size(n, d, plan, before, peak))
             show_size(report["sizes"][-1])
     seconds = plan.seconds_a_size
+    report["small"] = [measure_small(n, plan.main_d, seconds / 4) for n in plan.small]
+    show_small(report["small"])
     report["losses"] = [compare_losses(n, seconds) for n in plan.losses]
     report["queue"] = compare_queue(*plan.queue, seconds)
     show_losses(report)
@@ -370,6 +409,15 @@ def show_size(size: dict[str, Any]) -> None:
             + (f"  {share:.0%} of peak" if share else "")
             + (f"  {entry['peak_mib']:.1f} MiB" if "peak_mib" in entry else ""),
             flush=True,
+        )
+
+
+def show_small(small: Sequence[dict[str, Any]]) -> None:
+    print("\nsmall calls in microseconds: ours, the product, a function that computes nothing")
+    for size in small:
+        times = [1e3 * size[name]["median"] for name in ("both_ms", "unit_ms", "nothing_ms")]
+        print(
+            f"  n = {size['n']:<5}{times[0]:9.0f}{times[1]:9.0f}{times[2]:9.0f}  {size['ratio_to_u']:6.2f} u"
         )
 
 

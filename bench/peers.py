@@ -44,7 +44,9 @@ def _weights(products: Tensor, rows: Tensor, columns: Tensor, scale: float) -> T
 
 @cache
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    torch._dynamo.config.recompile_limit = 64  # static shapes: one compilation a size
+    config = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    setattr(config, limit, 64)  # static shapes: one compilation a size
     return torch.compile(function, dynamic=False)
 
 

@@ -37,6 +37,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
         [size["n"] for size in sizes], units, ":", color="0.45", label="one product n × n × d"
     )
     for name, (color, marker) in STYLES.items():
+        if not any("both_ms" in size["contenders"].get(name, {}) for size in sizes):
+            continue
         style = {"color": color, "marker": marker, "label": name, "markersize": 6}
         times.plot(*_series(sizes, name, lambda entry: entry["both_ms"]["median"]), **style)
         memories.plot(*_series(sizes, name, lambda entry: entry["peak_mib"]), **style)

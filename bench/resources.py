@@ -49,7 +49,7 @@ from action_kernels.ops.sample_pixels import Draw
 TARGETS = (SM_80, SM_90, SM_100)
 COUNT = 1 << 16  # rows; whole tiles
 ANY = sys.maxsize  # bytes that may be spilled
-OLDEST_TRITON = (3, 6)  # whose compiler's interface is used here
+OLDEST_TRITON = (3, 6)  # whose machine code is read here
 CHOSEN_WITH = (3, 9)  # the Triton release whose compiler the tiles were chosen with
 SPILLED_BY_OTHERS = 16  # bytes: other releases' compilers keep a word or two more in places
 TENSOR_MEMORY_COLUMNS = 512  # of one multiprocessor, sm_100
@@ -407,10 +407,33 @@ def _job(case: Case, launch: Launch, target: Target) -> _Job:
     return _Job(case, target, launch.kernel, ordered, constants, attributes, launch.options)
 
 
-def _compile(job: _Job) -> Usage:
-    source = ASTSource(job.kernel, job.signature, job.constants, job.attributes)
+def _source(job: _Job) -> ASTSource:
+    """The job as this Triton takes it: 3.2 has a class for what arguments are divisible by."""
+    if release_of("triton") >= (3, 3):
+        return ASTSource(job.kernel, job.signature, job.constants, job.attributes)
+    from triton.backends.compiler import AttrsDescriptor
+
+    signature = {name: kind for name, kind in job.signature.items() if kind != "constexpr"}
+    hints = {position: 16 for (position,) in job.attributes}
+    return ASTSource(job.kernel, signature, job.constants, AttrsDescriptor.from_hints(hints))
+
+
+def _compiled(job: _Job) -> Any:
     target = GPUTarget("cuda", job.target.capability, 32)
-    compiled = triton.compile(source, target=target, options=dict(job.options))
+    return triton.compile(_source(job), target=target, options=dict(job.options))
+
+
+def compile_all(quick: bool = False) -> int:
+    """Compile all cases for the architectures that this Triton knows, and read nothing; how many they were."""
+    newest = SM_100 if release_of("triton") >= (3, 3) else SM_90
+    jobs = [job for job in _jobs(quick) if job.target.capability <= newest.capability]
+    for job in jobs:
+        _compiled(job)
+    return len(jobs)
+
+
+def _compile(job: _Job) -> Usage:
+    compiled = _compiled(job)
     ptx = compiled.asm["ptx"]
     matrix = [name for name, pattern in MATRIX_INSTRUCTIONS.items() if re.search(pattern, ptx)]
     (machine_code,) = sass.kernels(compiled.asm["cubin"])

@@ -65,6 +65,21 @@ def _contender(entry: dict[str, Any], memory: bool) -> str:
     return f"{ratio}, {entry['peak_mib']:.0f} MiB" if memory and "peak_mib" in entry else ratio
 
 
+def small_calls() -> str:
+    rows = [
+        [
+            str(size["n"]),
+            *(
+                f"{1e3 * size[name]['median']:.0f} µs"
+                for name in ("unit_ms", "both_ms", "nothing_ms")
+            ),
+            f"{number(size['ratio_to_u'])} u",
+        ]
+        for size in load("pairwise-cpu")["small"]
+    ]
+    return table(["n", "u", "action_kernels", "a function that computes nothing", ""], rows)
+
+
 def whole_losses() -> str:
     compared = load("pairwise-cpu")["losses"]
     names = list(compared[0]["losses"])
@@ -166,6 +181,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "paper-5": partial(reproduced, 5),
     "paper-6": partial(reproduced, 6),
     "pairwise": lambda: pairwise([128], memory=True),
+    "pairwise-small": small_calls,
     "pairwise-dims": lambda: pairwise([64, 256, 496], memory=False),
     "losses": whole_losses,
     "saacl": saacl,

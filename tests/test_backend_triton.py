@@ -28,6 +28,7 @@ from action_kernels.backends.triton.device import SM_80, SM_90, SM_100, Launch, 
 
 HERE = Path(__file__).parent
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+IS_OLD = resources.release_of("triton") < resources.CHOSEN_WITH
 CONSUMER = Target(capability=86, shared_memory=99 << 10, processors=28)
 CONSUMER_BLACKWELL = Target(capability=120, shared_memory=99 << 10, processors=170)
 OTHER_MAKE = Target(capability=0, shared_memory=64 << 10, processors=64)
@@ -318,9 +319,20 @@ def test_every_configuration_that_the_rules_pick_is_compiled() -> None:
 def usages() -> list[resources.Usage]:
     if INTERPRETED:
         pytest.skip("kernels of the interpreter cannot be compiled")
-    if resources.release_of("triton") < resources.OLDEST_TRITON:
-        pytest.skip("bench.resources does not know this Triton's compiler")
+    if IS_OLD:
+        pytest.skip(
+            "tiles are chosen with a newer Triton: this compiler may keep fewer numbers in registers"
+        )
     return resources.measure()
+
+
+@pytest.mark.skipif(INTERPRETED, reason="kernels of the interpreter cannot be compiled")
+@pytest.mark.skipif(
+    not IS_OLD,
+    reason="test_compiles_for_every_architecture_without_faults compiles them, and more",
+)
+def test_old_compilers_take_every_kernel() -> None:
+    assert resources.compile_all(quick=True) > 100
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ TINY = bench_pairwise.Plan(
     dims=(128,),
     contenders=("action_kernels", "eager"),
     seconds_a_size=0.0,
+    small=(16,),
     losses=(64,),
     queue=(32, 64),
 )
@@ -46,6 +47,9 @@ def test_the_report_holds_what_is_promised(tmp_path: Path) -> None:
             assert entry["ratio_to_u"] > 0
             assert entry["times_ours"] > 0
             assert entry["peak_mib"] >= 0
+    small = report["small"][0]
+    assert 0 < small["nothing_ms"]["fastest"] < small["both_ms"]["median"]
+    assert small["ratio_to_u"] > 0
     assert report["losses"][0]["losses"]["saacl_loss"]["ratio_to_kernel"] > 0
     assert report["queue"]["ratio_to_u"] > 0
     assert picture.stat().st_size > 10_000

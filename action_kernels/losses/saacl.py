@@ -132,7 +132,7 @@ def saacl_loss(
         to_pair = None if paired is None else _row_products(anchors, paired)
         if to_pair is not None:
             products = products + anchors.of_own_class(of_positives) * to_pair
-        lse = _queue_lse(anchors, keys_of_classes, to_pair, centers, scale)
+        lse = _queue_lse(anchors, keys_of_classes, to_pair, centers, scale, normalize)
     values = anchor_losses(anchors, lse, of_positives * count + of_center, products, scale)
     return inputs.reduce(values, reduction)
 
@@ -152,9 +152,12 @@ def _queue_lse(
     to_pair: Tensor | None,
     centers: Tensor,
     scale: float | Tensor,
+    normalized: bool,
 ) -> Tensor:
     """Log-sum-exp over the paired key, the queue and all centres."""
-    of_queue = pairwise_lse(anchors.rows, queue.rows, scale=scale, mask=anchors.valid)
+    of_queue = pairwise_lse(
+        anchors.rows, queue.rows, scale=scale, mask=anchors.valid, normalized=normalized
+    )
     of_centers = center_lse(
         anchors.rows, centers, scale=scale
     )  # no mask: what takes no part is zero

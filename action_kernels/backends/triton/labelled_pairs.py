@@ -316,8 +316,9 @@ def _backward_kernel(
     place = tl.load(order + rows, mask=rows < count, other=0)
     inside = rows < count
     first_row = tl.cast(split, tl.int64) * count
-    if SUMS and tl.program_id(2) == 0:
-        tl.store(row_sums + first_row + place, tl.where(takes_part, sums, 0.0), mask=inside)
+    if SUMS:  # noqa: SIM102 - Triton 3.2 compiles what follows `and` in any case
+        if tl.program_id(2) == 0:
+            tl.store(row_sums + first_row + place, tl.where(takes_part, sums, 0.0), mask=inside)
     out_columns = first_column + tl.arange(0, WIDTH)
     position = gradient + (first_row + place)[:, None] * DIM + out_columns[None, :]
     # Wide rows have no mask of columns: beside the addresses of scattered rows no registers are left for
