@@ -122,9 +122,11 @@ def main() -> None:
         pictures.append(f"![{run['run']}, {first}]({target.name})")
     first_run = runs[0][part]
     notes = [*arguments.note, *([first_run["note"][:1].upper() + first_run["note"][1:] + "."] if first_run["note"] else [])]  # fmt: skip
+    inference = first_run.get("inference")  # not told by old runs
+    how = f"last checkpoint; {inference}" if inference else "last checkpoint"
     lines = [
         f"# {arguments.title}", "",
-        f"{len(first_run['cases'])} cases of the {part} list; last checkpoint; {first_run['inference']}.", "",
+        f"{len(first_run['cases'])} cases of the {part} list; {how}.", "",
         *table(runs, part), "", *notes, "", f"![curves]({output.name}-curves.png)", "", *pictures, "",
     ]  # fmt: skip
     output.with_suffix(".md").write_text("\n".join(lines))
