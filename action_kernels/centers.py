@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from action_kernels.distributed import processes_of
 from action_kernels.labels import label_values
-from action_kernels.ops import checks
+from action_kernels.ops import checks, scalars
 from action_kernels.ops.all_reduce_sum import all_reduce_sum
 from action_kernels.ops.prepare_rows import MINIMUM_NORM, prepare_rows
 from action_kernels.pixels import labelled_rows, pixel_shape
@@ -52,10 +52,10 @@ def class_centers(
                 [-0.5000,  1.0000, -0.5000],
                 [-0.5000, -0.5000,  1.0000]])
     """
-    for name, value in (("num_classes", num_classes), ("dim", dim)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number ≥ 1, got {value!r}")
-    checks.check_positive("temperature", temperature)
+    num_classes, dim = scalars.whole("num_classes", num_classes, 1), scalars.whole("dim", dim, 1)
+    temperature = scalars.positive("temperature", temperature)
+    steps = scalars.whole("steps", steps, 1)
+    generator = scalars.generator(generator)
     if num_classes == 1:
         return torch.eye(1, dim)
     if dim >= num_classes - 1:
@@ -210,8 +210,11 @@ class RunningClassMeans(nn.Module):
         group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= momentum < 1:
+        momentum = scalars.not_negative("momentum", momentum)
+        if momentum >= 1:
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+        num_classes = scalars.whole("num_classes", num_classes, 1)
+        dim = scalars.whole("dim", dim, 1)
         self.momentum, self._group = momentum, processes_of(group)
         self.register_buffer("means", torch.zeros(num_classes, dim))
 

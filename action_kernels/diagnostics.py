@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from action_kernels.labels import label_values
-from action_kernels.ops import checks
+from action_kernels.ops import checks, scalars
 
 
 class Alignment:
@@ -27,7 +27,7 @@ class Alignment:
     """
 
     def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
+        self.num_classes = scalars.whole("num_classes", num_classes, 1)
         self._images: dict[Hashable, tuple[Tensor, Tensor]] = {}
 
     def update(
@@ -67,7 +67,7 @@ class ClassMeans:
     """Mean unit embedding of every class, φ̄_c = E[f(p) | p ∈ c], for divergence and Theorem 1."""
 
     def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
+        self.num_classes = scalars.whole("num_classes", num_classes, 1)
         self._sums: Tensor | None = None
         self._counts: Tensor | None = None
 
@@ -226,7 +226,7 @@ def theorem_condition(class_means: Tensor, *, radius: float = 1.0) -> TheoremCon
     The means are expectations of the embeddings and not normalised (`ClassMeans.compute`).
     """
     checks.check_matrix("class_means", class_means)
-    checks.check_positive("radius", radius)
+    radius = scalars.positive("radius", radius)
     if class_means.shape[0] == 0:
         raise ValueError("class_means must hold at least one class")
     compactness = float(class_means.double().square().sum(1).min()) / radius**2

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from action_kernels.autocast import without_autocast
 from action_kernels.distributed import processes_of
-from action_kernels.ops import checks, class_sums, sampled_features
+from action_kernels.ops import checks, class_sums, sampled_features, scalars
 from action_kernels.ops.all_reduce_sum import all_reduce_sum
 
 _CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -50,13 +50,13 @@ class SampledHead(nn.Module):
 
     def __init__(self, channels: Sequence[int], dim: int, spatial_dims: int) -> None:
         super().__init__()
+        spatial_dims = scalars.whole("spatial_dims", spatial_dims)
         if spatial_dims not in _CONVOLUTIONS:
             raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}")
-        if not channels or any(c < 1 for c in channels):
-            raise ValueError(f"channels must be positive, one a level, got {tuple(channels)}")
-        if dim < 1:
-            raise ValueError(f"dim must be positive, got {dim}")
-        self.channels = tuple(channels)
+        channels, dim = scalars.wholes("channels", channels, 1), scalars.whole("dim", dim, 1)
+        if not channels:
+            raise ValueError("channels must have a number for every level, got ()")
+        self.channels = channels
         self.dim = dim
         self.spatial_dims = spatial_dims
         convolution = _CONVOLUTIONS[spatial_dims]
@@ -145,6 +145,7 @@ class SampledHead(nn.Module):
             TypeError, ValueError: the pyramid, labels or mask do not fit.
         """
         self._check(pyramid)
+        num_classes = scalars.whole("num_classes", num_classes, 1)
         shape = (pyramid[-1].shape[0], *pyramid[-1].shape[2:])
         checks.check_integer("labels", labels, or_bool=True)
         checks.check_shape("labels", labels, shape)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from action_kernels.ops import checks
+from action_kernels.ops import checks, scalars
 from action_kernels.ops.declare import plain
 
 NO_CLASS = -1
@@ -83,6 +83,8 @@ def label_values(
         TypeError, ValueError: naming the argument that does not fit.
     """
     labels = at_pixels(name, labels, shape)
+    if ignore_index is not None:
+        ignore_index = scalars.whole("ignore_index", ignore_index)
     if mask is not None:
         mask = at_pixels(mask_name, mask, shape)
         checks.check_mask(mask_name, mask, shape)
@@ -187,7 +189,7 @@ def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
         tensor([[[0, 1]]])
     """
     checks.check_tensor("labels", labels)
-    size = tuple(size)
+    size = scalars.wholes("size", size, 1)
     axes = labels.dim() - len(size)
     if not size or axes < 1 or axes > 2 or (axes == 2 and labels.shape[1] != 1):
         raise ValueError(
@@ -195,10 +197,8 @@ def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
             f"of size {size}, got {checks.shape_of(labels)}"
         )
     for axis, (new, old) in enumerate(zip(size, labels.shape[axes:], strict=True), axes):
-        if new < 1 or old < 1:
-            raise ValueError(
-                f"size must be ≥ 1 in every axis, got {size} for {checks.shape_of(labels)}"
-            )
+        if old < 1:
+            raise ValueError(f"labels must hold pixels, got shape {checks.shape_of(labels)}")
         if new != old:
             centres = 2 * torch.arange(new, device=labels.device) + 1  # in half new pixels
             labels = labels.index_select(axis, centres * old // (2 * new))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from action_kernels.distributed import gather_rows, own_rows, processes_of
 from action_kernels.labels import label_values
-from action_kernels.ops import checks
+from action_kernels.ops import checks, scalars
 
 
 class MemoryQueue(nn.Module):
@@ -57,11 +57,10 @@ class MemoryQueue(nn.Module):
     ) -> None:
         super().__init__()
         self._group = processes_of(group)
-        for name, value in (("size", size), ("dim", dim)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number ≥ 1, got {value!r}")
+        size, dim = scalars.whole("size", size, 1), scalars.whole("dim", dim, 1)
+        no_class = scalars.whole("no_class", no_class)
         self.size, self.no_class = size, no_class
-        generator = generator or torch.Generator().manual_seed(0)
+        generator = scalars.generator(generator) or torch.Generator().manual_seed(0)
         first = torch.nn.functional.normalize(torch.randn(size, dim, generator=generator))
         self.register_buffer("ring", torch.cat((first, torch.zeros(1, dim))))
         self.register_buffer("ring_labels", torch.full((size + 1,), no_class))

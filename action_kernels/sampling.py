@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from action_kernels.labels import label_values
-from action_kernels.ops import checks, sample_pixels
+from action_kernels.ops import checks, sample_pixels, scalars
 from action_kernels.pixels import pixel_shape
 
 __all__ = ["class_relation", "draw_negatives", "gather_pixels", "sample_pixels"]
@@ -113,7 +113,7 @@ def class_relation(
                 [0.2300, 0.7700, 0.0000]], dtype=torch.float64)
     """
     checks.check_matrix("prototypes", prototypes)
-    checks.check_positive("temperature", temperature)
+    temperature = scalars.positive("temperature", temperature)
     num_classes = prototypes.shape[0]
     checks.check_mask("present", present, (num_classes,))
     checks.check_same_device(prototypes=prototypes, present=present)
@@ -174,10 +174,9 @@ def draw_negatives(
     """
     checks.check_matrix("prototypes", prototypes)
     checks.check_same_device(prototypes=prototypes, labels=labels)
-    if num_negatives < 0 or (num_queries is not None and num_queries < 0):
-        raise ValueError(
-            f"num_negatives and num_queries must be ≥ 0, got {num_negatives} and {num_queries}"
-        )
+    num_negatives = scalars.whole("num_negatives", num_negatives, 0)
+    if num_queries is not None:
+        num_queries = scalars.whole("num_queries", num_queries, 0)
     num_classes = prototypes.shape[0]
     draws = num_negatives * (1 if num_queries is None else num_queries)
     # One pixel of every class for each draw; the draw takes that of its own class. Draw j of all

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import random
 
-from action_kernels.ops import checks
+from torch import Tensor
+
+from action_kernels.ops import checks, scalars
 
 SCHEDULES = ("cosine", "fixed", "step", "random", "oscillating")
 
@@ -41,19 +43,22 @@ class AnatomicalTemperature:
         seed: int = 0,
     ) -> None:
         checks.check_choice("schedule", schedule, SCHEDULES)
-        for name, value in (
-            ("total_iterations", total_iterations), ("low", low), ("high", high), ("period", period)
-        ):  # fmt: skip
-            checks.check_positive(name, value)
-        if low > high:
+        self.total_iterations = scalars.positive("total_iterations", total_iterations)
+        self.low, self.high = scalars.positive("low", low), scalars.positive("high", high)
+        if self.low > self.high:
             raise ValueError(f"low must not exceed high, got low={low}, high={high}")
-        self.total_iterations, self.low, self.high = total_iterations, low, high
-        self.schedule, self.period, self.seed = schedule, period, seed
+        self.schedule, self.period = schedule, scalars.positive("period", period)
+        self.seed = scalars.whole("seed", seed)
 
     def __call__(self, iteration: int) -> float:
-        """τ at `iteration` (0 … total_iterations − 1; later iterations go on in the same way)."""
-        if iteration < 0:
-            raise ValueError(f"iteration must be ≥ 0, got {iteration}")
+        """τ at `iteration` (0 … total_iterations − 1; later iterations go on in the same way).
+
+        Raises:
+            TypeError, ValueError: the iteration is no number, or negative.
+        """
+        if isinstance(iteration, Tensor):
+            iteration = iteration.item()
+        iteration = scalars.not_negative("iteration", iteration)  # type: ignore[assignment]  # also in between
         return self.low + self._height(iteration) * (self.high - self.low)
 
     def _height(self, iteration: int) -> float:

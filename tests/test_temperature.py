@@ -60,5 +60,5 @@ def test_errors_name_the_argument(arguments, message):
 
 
 def test_negative_iteration():
-    with pytest.raises(ValueError, match="iteration must be ≥ 0, got -1"):
+    with pytest.raises(ValueError, match="iteration must be finite and ≥ 0, got -1"):
         AnatomicalTemperature(10)(-1)

@@ -12,11 +12,13 @@ from action_kernels.losses.info_nce import clip_loss, info_nce_loss, nt_xent_los
 from action_kernels.losses.multi_positive_nt_xent import multi_positive_nt_xent_loss
 from action_kernels.losses.reduction import MEAN_OVER, REDUCTIONS
 from action_kernels.losses.relational import relational_loss
-from action_kernels.losses.saacl import check_saacl_options, saacl_loss
-from action_kernels.losses.scale import check_temperature
+from action_kernels.losses.saacl import POSITIVES, saacl_loss
+from action_kernels.losses.scale import checked_temperature
 from action_kernels.losses.siglip import siglip_loss
 from action_kernels.losses.supcon import supcon_loss
-from action_kernels.ops import checks
+from action_kernels.ops import checks, scalars
+
+CHOICES = {"reduction": REDUCTIONS, "mean_over": MEAN_OVER, "positives": POSITIVES}
 
 
 class _Loss(nn.Module):
@@ -28,7 +30,7 @@ class _Loss(nn.Module):
         super().__init__()
         self._names = tuple(options)
         for name, value in options.items():
-            _check_option(name, value)
+            value = _checked_option(name, value)
             if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
                 self.register_buffer(name, value, persistent=False)
             else:
@@ -49,13 +51,21 @@ class _Loss(nn.Module):
         )
 
 
-def _check_option(name: str, value: Any) -> None:
+def _checked_option(name: str, value: Any) -> Any:
+    """The option's value as the function takes it; an error here, not at the first call."""
     if name.endswith("temperature"):
-        check_temperature(name, value)
-    elif name == "reduction":
-        checks.check_choice(name, value, REDUCTIONS)
-    elif name == "mean_over":
-        checks.check_choice(name, value, MEAN_OVER)
+        return checked_temperature(name, value)
+    if name == "normalize":
+        return scalars.flag(name, value)
+    if name == "center_weight":
+        return scalars.not_negative(name, value)
+    if name == "ignore_index" and value is not None:
+        return scalars.whole(name, value)
+    if name == "num_classes" and value is not None:
+        return scalars.whole(name, value, 1)
+    if name in CHOICES:
+        checks.check_choice(name, value, CHOICES[name])
+    return value
 
 
 class SupConLoss(_Loss):
@@ -213,7 +223,6 @@ class SAACLLoss(_Loss):
         weight: Tensor | None = None,
         reduction: str = "mean",
     ) -> None:
-        check_saacl_options(positives, center_weight)
         super().__init__(
             temperature=temperature, center_weight=center_weight, positives=positives,
             ignore_index=ignore_index, normalize=normalize, weight=weight, reduction=reduction,

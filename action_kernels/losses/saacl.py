@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -15,7 +13,7 @@ from action_kernels.labels import label_values
 from action_kernels.losses.reduction import REDUCTIONS, anchor_weights
 from action_kernels.losses.scale import logit_scale
 from action_kernels.losses.supervised import SupervisedInputs, anchor_losses, refuse_without_keys
-from action_kernels.ops import center_lse, checks, pairwise_lse
+from action_kernels.ops import center_lse, checks, pairwise_lse, scalars
 from action_kernels.pixels import LabelledRows, key_rows, labelled_rows, pixel_shape
 
 POSITIVES = ("mean", "sum", "balanced")
@@ -99,7 +97,8 @@ def saacl_loss(
         >>> features = torch.randn(2, 2, 8, 8, requires_grad=True)  # a map
         >>> saacl_loss(features, torch.randint(-1, 3, (2, 8, 8)), centers).backward()
     """
-    check_saacl_options(positives, center_weight)
+    checks.check_choice("positives", positives, POSITIVES)
+    center_weight = scalars.not_negative("center_weight", center_weight)
     checks.check_choice("reduction", reduction, REDUCTIONS)
     anchors = _anchors(features, labels, centers, mask, ignore_index, normalize)
     num_classes = centers.shape[0]
@@ -215,9 +214,3 @@ def _paired_rows(
     return key_rows(
         "paired_keys", paired_keys, anchors.rows, normalize=normalize, mask=anchors.valid
     )
-
-
-def check_saacl_options(positives: str, center_weight: float) -> None:
-    checks.check_choice("positives", positives, POSITIVES)
-    if not (center_weight >= 0 and math.isfinite(center_weight)):
-        raise ValueError(f"center_weight must be finite and ≥ 0, got {center_weight}")

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from action_kernels.centers import RunningClassMeans, allocate_centers, class_centers
 from action_kernels.labels import label_values
-from action_kernels.losses.saacl import check_saacl_options, saacl_loss
-from action_kernels.losses.scale import check_temperature
+from action_kernels.losses.saacl import POSITIVES, saacl_loss
+from action_kernels.losses.scale import checked_temperature
 from action_kernels.memory import MemoryQueue
+from action_kernels.ops import checks, scalars
 from action_kernels.ops.prepare_rows import prepare_rows
 from action_kernels.pixels import pixel_shape
 
@@ -67,10 +68,14 @@ class SAACL(nn.Module):
         group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
-        check_temperature("temperature", temperature)
-        check_saacl_options(positives, center_weight)
-        self.temperature, self.center_weight = temperature, center_weight
-        self.positives, self.ignore_index, self.adaptive = positives, ignore_index, adaptive
+        checks.check_choice("positives", positives, POSITIVES)
+        num_classes = scalars.whole("num_classes", num_classes, 1)
+        dim = scalars.whole("dim", dim, 1)
+        queue_size = scalars.whole("queue_size", queue_size, 0)
+        self.temperature = checked_temperature("temperature", temperature)
+        self.center_weight = scalars.not_negative("center_weight", center_weight)
+        self.ignore_index = scalars.whole("ignore_index", ignore_index)
+        self.positives, self.adaptive = positives, scalars.flag("adaptive", adaptive)
         self.register_buffer("centers", class_centers(num_classes, dim))
         self.register_buffer("allocation", torch.arange(num_classes))
         self._group = group
@@ -78,7 +83,7 @@ class SAACL(nn.Module):
         self.queue = None
         if queue_size:
             self.queue = MemoryQueue(
-                queue_size, dim, no_class=ignore_index, generator=generator, group=group
+                queue_size, dim, no_class=self.ignore_index, generator=generator, group=group
             )
 
     def allocated_centers(self) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from action_kernels.ops import checks
+from action_kernels.ops import checks, scalars
 from action_kernels.ops.pairwise_lse import accumulation_dtype
 
 LOWEST, HIGHEST = 1e-30, 1e30  # between them 1/τ, logits and their sums are finite float32
@@ -18,7 +18,7 @@ def logit_scale(name: str, temperature: float | Tensor, like: Tensor) -> float |
     Raises:
         TypeError, ValueError: τ is not in [1e-30, 1e30]. A tensor that may not be looked at gives NaN.
     """
-    check_temperature(name, temperature)
+    temperature = checked_temperature(name, temperature)
     if not isinstance(temperature, Tensor):
         return 1.0 / temperature
     tau = temperature.reshape(()).to(like.device, accumulation_dtype(like.dtype))
@@ -27,7 +27,7 @@ def logit_scale(name: str, temperature: float | Tensor, like: Tensor) -> float |
     return tau.reciprocal()
 
 
-def check_temperature(name: str, temperature: float | Tensor) -> None:
+def checked_temperature(name: str, temperature: object) -> float | Tensor:
     """A number, or a tensor with one, in [1e-30, 1e30]; the tensor's is looked at where it may be."""
     if isinstance(temperature, Tensor):
         checks.check_floating(name, temperature)
@@ -35,9 +35,14 @@ def check_temperature(name: str, temperature: float | Tensor) -> None:
             raise ValueError(
                 f"{name} must be a number or a 0-d tensor, got shape {checks.shape_of(temperature)}"
             )
-        if not checks.values_readable(temperature):
-            return
-        temperature = float(temperature.detach())
-    checks.check_positive(name, temperature)
-    if isinstance(temperature, (int, float)) and not LOWEST <= temperature <= HIGHEST:
-        raise ValueError(f"{name} must be in [{LOWEST}, {HIGHEST}], got {temperature}")
+        if checks.values_readable(temperature):
+            _number(name, float(temperature.detach()))
+        return temperature
+    return _number(name, temperature)
+
+
+def _number(name: str, temperature: object) -> float:
+    given = scalars.positive(name, temperature)
+    if not LOWEST <= given <= HIGHEST:
+        raise ValueError(f"{name} must be in [{LOWEST}, {HIGHEST}], got {given}")
+    return given

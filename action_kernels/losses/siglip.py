@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -12,7 +10,7 @@ from action_kernels.autocast import outside_autocast
 from action_kernels.distributed import processes_of
 from action_kernels.losses.reduction import REDUCTIONS, reduce
 from action_kernels.losses.scale import logit_scale
-from action_kernels.ops import checks
+from action_kernels.ops import checks, scalars
 from action_kernels.ops.pairwise_lse import accumulation_dtype
 from action_kernels.ops.prepare_rows import prepare_rows
 from action_kernels.ops.softplus_across import softplus_across
@@ -93,8 +91,5 @@ def _logit_bias(bias: float | Tensor, like: Tensor) -> Tensor:
             )
         checks.check_finite("bias", bias)
         return bias.reshape(()).to(like.device, dtype)
-    if isinstance(bias, bool) or not isinstance(bias, (int, float)):
-        raise TypeError(f"bias must be a number or a 0-d tensor, got {type(bias).__name__}")
-    if not -math.inf < bias < math.inf:
-        raise ValueError(f"bias must be finite, got {bias}")
-    return torch.full((), bias, dtype=dtype, device=like.device)
+    number = scalars.finite("bias", bias, "a number or a 0-d tensor")
+    return torch.full((), number, dtype=dtype, device=like.device)

@@ -13,7 +13,7 @@ from action_kernels.distributed import Processes, processes_of
 from action_kernels.labels import LabelValues, label_values, renumbered
 from action_kernels.losses.own_keys import OwnKeys, own_keys
 from action_kernels.losses.reduction import MEAN_OVER, REDUCTIONS, anchor_weights, reduce
-from action_kernels.ops import checks, pairwise_lse
+from action_kernels.ops import checks, pairwise_lse, scalars
 from action_kernels.ops.all_reduce_sum import all_reduce_sum
 from action_kernels.ops.lse_across import lse_across
 from action_kernels.pixels import LabelledRows, check_keys, labelled_rows, pixel_shape
@@ -128,7 +128,7 @@ def supervised_inputs(
     if num_classes is None:
         classes, num_classes = renumbered(*values)
     else:
-        check_num_classes(num_classes)
+        num_classes = scalars.whole("num_classes", num_classes, 1)
         classes = tuple(each.in_classes(num_classes) for each in values)
     anchors = labelled_rows("features", features, classes[0], normalize=normalize)
     others = own = None
@@ -167,13 +167,6 @@ def refuse_without_keys(**arguments: Tensor | None) -> None:
     for name, value in arguments.items():
         if value is not None:
             raise ValueError(f"{name} needs keys: without keys the batch itself is compared")
-
-
-def check_num_classes(num_classes: int) -> None:
-    if isinstance(num_classes, bool) or not isinstance(num_classes, (int, torch.SymInt)):
-        raise TypeError(f"num_classes must be a whole number, got {type(num_classes).__name__}")
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be ≥ 1, got {num_classes}")
 
 
 def anchor_losses(

@@ -38,6 +38,9 @@ def shape_of(tensor: Tensor) -> tuple[int, ...]:
 def check_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_nested:
+        kind = "a nested tensor" if value.is_nested else f"of layout {value.layout}"
+        raise TypeError(f"{name} must be a dense tensor, got one that is {kind}")
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
@@ -100,14 +103,6 @@ def check_same_dtype(**tensors: Tensor | None) -> None:
     for name, tensor in given[1:]:
         if tensor.dtype != first.dtype:
             raise TypeError(f"{name} is {tensor.dtype} but {first_name} is {first.dtype}")
-
-
-def check_positive(name: str, value: float) -> None:
-    """A finite number > 0; only compared, which torch.compile can do with a number it does not know."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be finite and > 0, got {value}")
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from action_kernels.ops import declare, registry
+from action_kernels.ops import declare, registry, scalars
 from action_kernels.ops.pairwise_lse import PLACES, Needs, accumulation_dtype, is_bounded
 from action_kernels.ops.relation import LabelledPairs, labelled_pairs
 from action_kernels.ops.saving import in_place, save, saved
@@ -58,7 +58,7 @@ def labelled_lse(
         tensor([0.0000, 0.0000, 0.6931])
     """
     pairs = labelled_pairs(anchors, keys, labels, key_labels, relation, scale)
-    return _forward(pairs, normalized and is_bounded(scale))
+    return _forward(pairs, scalars.flag("normalized", normalized) and is_bounded(scale))
 
 
 @declare.op("labelled_lse")

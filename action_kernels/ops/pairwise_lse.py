@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from action_kernels.ops import checks, declare, registry
+from action_kernels.ops import checks, declare, registry, scalars
 from action_kernels.ops.saving import in_place, save, saved
 from action_kernels.ops.scale import gradient_of_scale, take_scale, where_it_runs
 
@@ -67,7 +67,7 @@ def pairwise_lse(
         checks.check_mask("key_mask", key_mask, keys.shape[:1])
     checks.check_same_device(anchors=anchors, keys=keys, mask=mask, key_mask=key_mask)
     number, tensor = take_scale(scale, anchors)
-    bounded = normalized and is_bounded(scale)
+    bounded = scalars.flag("normalized", normalized) and is_bounded(scale)
     return _forward(PairwiseCall(anchors, keys, number, mask, key_mask, bounded, tensor))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from action_kernels.ops import checks, declare, registry
+from action_kernels.ops import checks, declare, registry, scalars
 from action_kernels.ops.pairwise_lse import accumulation_dtype
 
 MINIMUM_NORM = 1e-12
@@ -54,7 +54,9 @@ def prepare_rows(
         )
     checks.check_mask("mask", mask, (row_count(features),))
     checks.check_same_device(features=features, mask=mask)
-    dtype = dtype or features.dtype
+    normalize, dtype = scalars.flag("normalize", normalize), dtype or features.dtype
+    if dtype not in checks.FLOATING:
+        raise TypeError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype}")
     if features.dim() == 2 and mask is None and not normalize:
         return features.to(dtype)
     return _forward(features, mask, normalize, dtype)[0]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from action_kernels.ops import checks, declare, registry
+from action_kernels.ops import checks, declare, registry, scalars
 
 MAXIMUM_PIXELS = 2**31 - 1
 MAXIMUM_DRAWS = 2**32
@@ -68,16 +68,16 @@ def sample_pixels(
             f"labels must have shape (batch, *spatial) and at most {MAXIMUM_PIXELS} pixels, "
             f"got {checks.shape_of(labels)}"
         )
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-    if not 0 <= num_samples * num_classes <= MAXIMUM_DRAWS:
+    num_classes = scalars.whole("num_classes", num_classes, 1)
+    num_samples = scalars.whole("num_samples", num_samples, 0)
+    if num_samples * num_classes > MAXIMUM_DRAWS:
         raise ValueError(
-            f"num_samples must be ≥ 0 and num_samples · num_classes at most {MAXIMUM_DRAWS}, "
-            f"got {num_samples} · {num_classes}"
+            f"num_samples · num_classes must be at most {MAXIMUM_DRAWS}, got {num_samples} · {num_classes}"
         )
+    from_logits, generator = scalars.flag("from_logits", from_logits), scalars.generator(generator)
     checks.check_mask("mask", mask, labels.shape)
     if threshold is not None:
-        _check_threshold(threshold, scores, labels, num_classes)
+        threshold = _checked_threshold(threshold, scores, labels, num_classes)
     checks.check_same_device(labels=labels, mask=mask)
     if labels.dtype not in KERNEL_DTYPES:
         labels = labels.long()  # beyond int64 a label is negative: no class, as it was
@@ -88,17 +88,17 @@ def sample_pixels(
         _draw_seed(labels.device, generator),
         num_samples,
         num_classes,
-        0.0 if threshold is None else float(threshold),
+        0.0 if threshold is None else threshold,
         from_logits,
     )
     index, counts = _op(draw)
     return index, counts
 
 
-def _check_threshold(
+def _checked_threshold(
     threshold: float, scores: Tensor | None, labels: Tensor, num_classes: int
-) -> None:
-    checks.check_positive("threshold", threshold)
+) -> float:
+    threshold = scalars.positive("threshold", threshold)
     if threshold > 1:
         raise ValueError(f"threshold must be in (0, 1], got {threshold}")
     if scores is None:
@@ -106,6 +106,7 @@ def _check_threshold(
     checks.check_floating("scores", scores)
     checks.check_shape("scores", scores, (labels.shape[0], num_classes, *labels.shape[1:]))
     checks.check_same_device(labels=labels, scores=scores)
+    return threshold
 
 
 def _draw_seed(device: torch.device, generator: torch.Generator | None) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from action_kernels.ops import checks, declare, registry
+from action_kernels.ops import checks, declare, registry, scalars
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -52,10 +52,11 @@ def sampled_features(features: Tensor, index: Tensor, size: Sequence[int]) -> Te
             f"features must have shape (batch, channels, *size) with 2 or 3 axes in size, "
             f"got {checks.shape_of(features)}"
         )
+    size = scalars.wholes("size", size, 0)
     if len(size) != axes or any(a < b for a, b in zip(size, features.shape[2:], strict=True)):
         raise ValueError(
             f"size must have {axes} axes, none shorter than those of features "
-            f"{checks.shape_of(features)}, got {tuple(size)}"
+            f"{checks.shape_of(features)}, got {size}"
         )
     checks.check_index("index", index, features.shape[0] * math.prod(size))
     if index.dim() != 1:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from action_kernels.ops import checks
+from action_kernels.ops import checks, scalars
 
 LARGEST = torch.finfo(torch.float32).max
 
@@ -27,20 +27,20 @@ def take_scale(scale: float | Tensor, rows: Tensor) -> Scale:
     if isinstance(scale, Tensor):
         _check_tensor(scale, rows)
         return 1.0, scale
-    _check_number(scale)
+    scale = _number(scale)
     if torch.compiler.is_compiling():
         dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
         return 1.0, torch.ones((), dtype=dtype, device=rows.device) * scale
     return float(scale), None
 
 
-def _check_number(scale: float) -> None:
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
-        raise TypeError(f"scale must be a number or a 0-d tensor, got {type(scale).__name__}")
+def _number(scale: object) -> float:
+    scale = scalars.number("scale", scale, "a number or a 0-d tensor")
     if not 0 < scale <= LARGEST:
         raise ValueError(
             f"scale (1 / temperature) must be finite and > 0, at most {LARGEST:.3g}, got {scale}"
         )
+    return scale
 
 
 def _check_tensor(scale: Tensor, rows: Tensor) -> None:
@@ -52,7 +52,7 @@ def _check_tensor(scale: Tensor, rows: Tensor) -> None:
             f"scale is on {scale.device} but the rows on {rows.device}; move it to them or to the CPU"
         )
     if checks.values_readable(scale):
-        _check_number(float(scale.detach()))
+        _number(float(scale.detach()))
 
 
 def where_it_runs(number: float, tensor: Tensor | None) -> Scale:
