@@ -52,9 +52,9 @@ def class_centers(
                 [-0.5000,  1.0000, -0.5000],
                 [-0.5000, -0.5000,  1.0000]])
     """
-    num_classes, dim = scalars.whole("num_classes", num_classes, 1), scalars.whole("dim", dim, 1)
+    num_classes, dim = scalars.count("num_classes", num_classes, 1), scalars.count("dim", dim, 1)
     temperature = scalars.positive("temperature", temperature)
-    steps = scalars.whole("steps", steps, 1)
+    steps = scalars.count("steps", steps, 1)
     generator = scalars.generator(generator)
     if num_classes == 1:
         return torch.eye(1, dim)
@@ -213,8 +213,8 @@ class RunningClassMeans(nn.Module):
         momentum = scalars.not_negative("momentum", momentum)
         if momentum >= 1:
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
-        num_classes = scalars.whole("num_classes", num_classes, 1)
-        dim = scalars.whole("dim", dim, 1)
+        num_classes = scalars.count("num_classes", num_classes, 1)
+        dim = scalars.count("dim", dim, 1)
         self.momentum, self._group = momentum, processes_of(group)
         self.register_buffer("means", torch.zeros(num_classes, dim))
 

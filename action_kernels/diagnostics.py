@@ -27,7 +27,7 @@ class Alignment:
     """
 
     def __init__(self, num_classes: int) -> None:
-        self.num_classes = scalars.whole("num_classes", num_classes, 1)
+        self.num_classes = scalars.count("num_classes", num_classes, 1)
         self._images: dict[Hashable, tuple[Tensor, Tensor]] = {}
 
     def update(
@@ -67,7 +67,7 @@ class ClassMeans:
     """Mean unit embedding of every class, φ̄_c = E[f(p) | p ∈ c], for divergence and Theorem 1."""
 
     def __init__(self, num_classes: int) -> None:
-        self.num_classes = scalars.whole("num_classes", num_classes, 1)
+        self.num_classes = scalars.count("num_classes", num_classes, 1)
         self._sums: Tensor | None = None
         self._counts: Tensor | None = None
 

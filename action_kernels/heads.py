@@ -53,7 +53,7 @@ class SampledHead(nn.Module):
         spatial_dims = scalars.whole("spatial_dims", spatial_dims)
         if spatial_dims not in _CONVOLUTIONS:
             raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}")
-        channels, dim = scalars.wholes("channels", channels, 1), scalars.whole("dim", dim, 1)
+        channels, dim = scalars.counts("channels", channels, 1), scalars.count("dim", dim, 1)
         if not channels:
             raise ValueError("channels must have a number for every level, got ()")
         self.channels = channels
@@ -145,7 +145,7 @@ class SampledHead(nn.Module):
             TypeError, ValueError: the pyramid, labels or mask do not fit.
         """
         self._check(pyramid)
-        num_classes = scalars.whole("num_classes", num_classes, 1)
+        num_classes = scalars.count("num_classes", num_classes, 1)
         shape = (pyramid[-1].shape[0], *pyramid[-1].shape[2:])
         checks.check_integer("labels", labels, or_bool=True)
         checks.check_shape("labels", labels, shape)

@@ -189,7 +189,7 @@ def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
         tensor([[[0, 1]]])
     """
     checks.check_tensor("labels", labels)
-    size = scalars.wholes("size", size, 1)
+    size = scalars.counts("size", size, 1)
     axes = labels.dim() - len(size)
     if not size or axes < 1 or axes > 2 or (axes == 2 and labels.shape[1] != 1):
         raise ValueError(

@@ -57,8 +57,8 @@ class MemoryQueue(nn.Module):
     ) -> None:
         super().__init__()
         self._group = processes_of(group)
-        size, dim = scalars.whole("size", size, 1), scalars.whole("dim", dim, 1)
-        no_class = scalars.whole("no_class", no_class)
+        size, dim = scalars.count("size", size, 1), scalars.count("dim", dim, 1)
+        no_class = scalars.label("no_class", no_class)
         self.size, self.no_class = size, no_class
         generator = scalars.generator(generator) or torch.Generator().manual_seed(0)
         first = torch.nn.functional.normalize(torch.randn(size, dim, generator=generator))

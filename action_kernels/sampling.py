@@ -174,9 +174,9 @@ def draw_negatives(
     """
     checks.check_matrix("prototypes", prototypes)
     checks.check_same_device(prototypes=prototypes, labels=labels)
-    num_negatives = scalars.whole("num_negatives", num_negatives, 0)
+    num_negatives = scalars.count("num_negatives", num_negatives, 0)
     if num_queries is not None:
-        num_queries = scalars.whole("num_queries", num_queries, 0)
+        num_queries = scalars.count("num_queries", num_queries, 0)
     num_classes = prototypes.shape[0]
     draws = num_negatives * (1 if num_queries is None else num_queries)
     # One pixel of every class for each draw; the draw takes that of its own class. Draw j of all

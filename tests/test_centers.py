@@ -49,7 +49,7 @@ def test_one_class():
 
 @pytest.mark.parametrize("arguments", [(0, 4), (4, 0), (2.5, 4), (True, 4)])
 def test_bad_sizes(arguments):
-    with pytest.raises((TypeError, ValueError), match="must be a whole number ≥ 1"):
+    with pytest.raises((TypeError, ValueError), match=r"must be (≥ 1|a whole number), got"):
         class_centers(*arguments)
 
 

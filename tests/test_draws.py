@@ -208,8 +208,8 @@ def test_the_relation_of_classes_is_its_formula():
     ("change", "message"),
     [
         ({"labels": torch.zeros(2, 3)}, "labels must hold integers"),
-        ({"num_samples": -1}, "num_samples must be a whole number ≥ 0, got -1"),
-        ({"num_classes": 0}, "num_classes must be a whole number ≥ 1, got 0"),
+        ({"num_samples": -1}, "num_samples must be ≥ 0, got -1"),
+        ({"num_classes": 0}, "num_classes must be ≥ 1, got 0"),
         ({"threshold": 1.5}, r"threshold must be in \(0, 1\], got 1.5"),
         ({"threshold": 0.5}, "threshold needs scores"),
         ({"threshold": 0.5, "scores": torch.zeros(2, 5, 3)}, r"scores must have shape \(2, 2, 3\)"),
@@ -226,7 +226,7 @@ def test_errors_of_sample_pixels_name_the_argument(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_negatives": -1}, "num_negatives must be a whole number ≥ 0, got -1"),
+        ({"num_negatives": -1}, "num_negatives must be ≥ 0, got -1"),
         ({"prototypes": torch.zeros(3)}, "prototypes must have shape"),
         ({"temperature": 0.0}, "temperature must be"),
     ],

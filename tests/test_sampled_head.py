@@ -226,9 +226,9 @@ def test_errors_of_prototypes_name_the_argument(change, message):
     ("arguments", "message"),
     [
         (((4,), 6, 4), "spatial_dims must be 2 or 3, got 4"),
-        (((4, 0), 6, 2), r"channels\[1\] must be a whole number ≥ 1, got 0"),
+        (((4, 0), 6, 2), r"channels\[1\] must be ≥ 1, got 0"),
         (((), 6, 2), "channels must have a number for every level"),
-        (((4,), 0, 2), "dim must be a whole number ≥ 1, got 0"),
+        (((4,), 0, 2), "dim must be ≥ 1, got 0"),
     ],
 )
 def test_errors_of_the_head_name_the_argument(arguments, message):

@@ -295,6 +295,23 @@ def test_what_is_no_number_is_refused_by_its_name(name, option, wrong):
         CASES[name][0](**{option: wrong})
 
 
+UNBOUNDED = [(name, "ignore_index") for name in CASES if name != "SAACL"]  # no label equals it
+UNBOUNDED += [("AnatomicalTemperature", "seed")]
+
+
+@pytest.mark.parametrize(("name", "option"), [pair for pair in PAIRS if pair not in UNBOUNDED])
+def test_numbers_beyond_all_bounds(name, option):
+    value = (10**400, 10**400) if isinstance(CASES[name][1][option], tuple) else 10**400
+    with pytest.raises((TypeError, ValueError), match=rf"{option}(\[\d\])?( \(.*\))? must be "):
+        CASES[name][0](**{option: value})
+
+
+@pytest.mark.parametrize("name", ["supcon_loss", "saacl_loss"])
+@pytest.mark.parametrize("number", [2**400, -(2**400), 2**64])
+def test_a_label_that_cannot_be_is_ignored_nowhere(name, number):
+    torch.testing.assert_close(CASES[name][0](ignore_index=number), CASES[name][0]())
+
+
 def test_every_public_name_is_here():
     assert set(action_kernels.__all__) - EXEMPT == set(CASES)
 

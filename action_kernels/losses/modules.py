@@ -62,7 +62,7 @@ def _checked_option(name: str, value: Any) -> Any:
     if name == "ignore_index" and value is not None:
         return scalars.whole(name, value)
     if name == "num_classes" and value is not None:
-        return scalars.whole(name, value, 1)
+        return scalars.count(name, value, 1)
     if name in CHOICES:
         checks.check_choice(name, value, CHOICES[name])
     return value

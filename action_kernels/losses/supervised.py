@@ -128,7 +128,7 @@ def supervised_inputs(
     if num_classes is None:
         classes, num_classes = renumbered(*values)
     else:
-        num_classes = scalars.whole("num_classes", num_classes, 1)
+        num_classes = scalars.count("num_classes", num_classes, 1)
         classes = tuple(each.in_classes(num_classes) for each in values)
     anchors = labelled_rows("features", features, classes[0], normalize=normalize)
     others = own = None

@@ -87,7 +87,7 @@ def check_mask(name: str, mask: Tensor | None, shape: Sequence[int]) -> None:
 
 def check_same_device(**tensors: Tensor | None) -> None:
     """All tensors given lie on the device of the first."""
-    given = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
+    given = _given(tensors)
     first_name, first = given[0]
     for name, tensor in given[1:]:
         if tensor.device != first.device:
@@ -98,15 +98,22 @@ def check_same_device(**tensors: Tensor | None) -> None:
 
 
 def check_same_dtype(**tensors: Tensor | None) -> None:
-    given = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
+    given = _given(tensors)
     first_name, first = given[0]
     for name, tensor in given[1:]:
         if tensor.dtype != first.dtype:
             raise TypeError(f"{name} is {tensor.dtype} but {first_name} is {first.dtype}")
 
 
+def _given(tensors: dict[str, Tensor | None]) -> list[tuple[str, Tensor]]:
+    given = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
+    for name, tensor in given:
+        check_tensor(name, tensor)
+    return given
+
+
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 

@@ -68,8 +68,8 @@ def sample_pixels(
             f"labels must have shape (batch, *spatial) and at most {MAXIMUM_PIXELS} pixels, "
             f"got {checks.shape_of(labels)}"
         )
-    num_classes = scalars.whole("num_classes", num_classes, 1)
-    num_samples = scalars.whole("num_samples", num_samples, 0)
+    num_classes = scalars.count("num_classes", num_classes, 1)
+    num_samples = scalars.count("num_samples", num_samples, 0)
     if num_samples * num_classes > MAXIMUM_DRAWS:
         raise ValueError(
             f"num_samples · num_classes must be at most {MAXIMUM_DRAWS}, got {num_samples} · {num_classes}"

@@ -52,7 +52,7 @@ def sampled_features(features: Tensor, index: Tensor, size: Sequence[int]) -> Te
             f"features must have shape (batch, channels, *size) with 2 or 3 axes in size, "
             f"got {checks.shape_of(features)}"
         )
-    size = scalars.wholes("size", size, 0)
+    size = scalars.counts("size", size, 0)
     if len(size) != axes or any(a < b for a, b in zip(size, features.shape[2:], strict=True)):
         raise ValueError(
             f"size must have {axes} axes, none shorter than those of features "

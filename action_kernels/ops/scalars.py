@@ -5,11 +5,15 @@ Only compared and not looked at otherwise, which torch.compile can do with a num
 
 from __future__ import annotations
 
-import math
 import numbers
+import sys
 
 import numpy
 import torch
+
+LARGEST = sys.float_info.max  # an int can be larger
+MOST = 2**32  # rows, classes, draws, steps: no count is meant to be larger
+INT64 = (-(2**63), 2**63 - 1)
 
 
 def number(name: str, value: object, accepted: str = "a number") -> float:
@@ -27,7 +31,7 @@ def number(name: str, value: object, accepted: str = "a number") -> float:
 
 def finite(name: str, value: object, accepted: str = "a number") -> float:
     given = number(name, value, accepted)
-    if not -math.inf < given < math.inf:
+    if not -LARGEST <= given <= LARGEST:
         raise ValueError(f"{name} must be finite, got {given}")
     return given
 
@@ -35,7 +39,7 @@ def finite(name: str, value: object, accepted: str = "a number") -> float:
 def positive(name: str, value: object) -> float:
     """A finite number > 0."""
     given = number(name, value)
-    if not 0 < given < math.inf:
+    if not 0 < given <= LARGEST:
         raise ValueError(f"{name} must be finite and > 0, got {given}")
     return given
 
@@ -43,32 +47,51 @@ def positive(name: str, value: object) -> float:
 def not_negative(name: str, value: object) -> float:
     """A finite number ≥ 0."""
     given = number(name, value)
-    if not 0 <= given < math.inf:
+    if not 0 <= given <= LARGEST:
         raise ValueError(f"{name} must be finite and ≥ 0, got {given}")
     return given
 
 
-def whole(name: str, value: object, lowest: int | None = None) -> int:
-    """A whole number, ≥ `lowest` if given; a float is none, whatever its value.
+def whole(name: str, value: object) -> int:
+    """A whole number; a float is none, whatever its value, nor is a bool.
+
+    Raises:
+        TypeError: naming the argument.
+    """
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+        return value  # type: ignore[return-value]  # a SymInt counts as an int
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    raise TypeError(f"{name} must be a whole number, got {_shown(value)}")
+
+
+def count(name: str, value: object, lowest: int) -> int:
+    """A whole number from `lowest` to 2³².
 
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    bound = "" if lowest is None else f" ≥ {lowest}"
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-            raise TypeError(f"{name} must be a whole number{bound}, got {_shown(value)}")
-        value = int(value)
-    if lowest is not None and value < lowest:
-        raise ValueError(f"{name} must be a whole number{bound}, got {value}")
-    return value  # type: ignore[return-value]  # a SymInt counts as an int
+    given = whole(name, value)
+    if given < lowest:
+        raise ValueError(f"{name} must be ≥ {lowest}, got {given}")
+    if given > MOST:
+        raise ValueError(f"{name} must be at most {MOST}, got {given}")
+    return given
 
 
-def wholes(name: str, values: object, lowest: int) -> tuple[int, ...]:
-    """A sequence of whole numbers ≥ `lowest`: a size, channels."""
+def label(name: str, value: object) -> int:
+    """A whole number that an int64 label can be."""
+    given, (low, high) = whole(name, value), INT64
+    if not low <= given <= high:
+        raise ValueError(f"{name} must be an int64 number, got {given}")
+    return given
+
+
+def counts(name: str, values: object, lowest: int) -> tuple[int, ...]:
+    """A tuple of counts, such as a size or channels; a list or an array is taken for one."""
     if not isinstance(values, (tuple, list, numpy.ndarray)):
         raise TypeError(f"{name} must be a tuple of whole numbers, got {type(values).__name__}")
-    return tuple(whole(f"{name}[{place}]", value, lowest) for place, value in enumerate(values))
+    return tuple(count(f"{name}[{place}]", value, lowest) for place, value in enumerate(values))
 
 
 def flag(name: str, value: object) -> bool:
