@@ -14,10 +14,15 @@ LossT = TypeVar("LossT", bound=Callable[..., Tensor])
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
-    """Autocast off where it is on; the meta device has none to ask about."""
-    if device_type != "meta" and torch.is_autocast_enabled(device_type):
+    """Autocast off where it is on."""
+    if autocast_is_on(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
+
+
+def autocast_is_on(device_type: str) -> bool:
+    """The meta device has none to ask about."""
+    return device_type != "meta" and torch.is_autocast_enabled(device_type)
 
 
 def outside_autocast(loss: LossT) -> LossT:

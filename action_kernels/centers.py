@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from action_kernels.autocast import without_autocast
 from action_kernels.distributed import processes_of
 from action_kernels.labels import label_values
 from action_kernels.ops import checks, scalars
@@ -19,6 +20,10 @@ from action_kernels.pixels import labelled_rows, pixel_shape
 
 ENUMERATED_CLASSES = 8  # up to here all permutations are compared on the device: 8! × 8 sums
 OBJECTIVES = ("distance", "cosine")
+SMOOTH, SHARP = (
+    0.1,
+    1e-3,
+)  # temperatures from which, and down to which, centres of lower ones are sought
 
 
 def class_centers(
@@ -38,7 +43,8 @@ def class_centers(
     Args:
         num_classes: K ≥ 1.
         dim: d ≥ 1.
-        temperature, steps: of the gradient descent.
+        temperature, steps: of the gradient descent. Below 1e-3, where the nearest neighbour decides alone, the
+            temperature changes nothing.
         generator: of its start; None starts from a fixed seed.
 
     Returns:
@@ -53,7 +59,7 @@ def class_centers(
                 [-0.5000, -0.5000,  1.0000]])
     """
     num_classes, dim = scalars.count("num_classes", num_classes, 1), scalars.count("dim", dim, 1)
-    temperature = scalars.positive("temperature", temperature)
+    temperature = scalars.temperature("temperature", temperature)
     steps = scalars.count("steps", steps, 1)
     generator = scalars.generator(generator)
     if num_classes == 1:
@@ -82,9 +88,12 @@ def _spread_out(
     free = start.requires_grad_()
     optimizer = torch.optim.Adam([free], lr=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
+    target = max(temperature, SHARP)
+    for step in range(steps):
         optimizer.zero_grad()
-        center_energy(torch.nn.functional.normalize(free), temperature).backward()  # type: ignore[no-untyped-call]
+        # At a low temperature a centre feels its nearest neighbour alone and none finds its way around: cool down to it.
+        cooling = max(target, SMOOTH * (target / SMOOTH) ** min(1.0, 1.5 * step / steps))
+        center_energy(torch.nn.functional.normalize(free), cooling).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     return torch.nn.functional.normalize(free.detach())
@@ -123,6 +132,8 @@ def allocate_centers(
     checks.check_matrix("centers", centers)
     checks.check_matrix("class_means", class_means)
     checks.check_shape("class_means", class_means, centers.shape)
+    if centers.shape[0] == 0:
+        raise ValueError(f"centers must hold a row for every class, got {checks.shape_of(centers)}")
     checks.check_same_device(centers=centers, class_means=class_means)
     checks.check_choice("objective", objective, OBJECTIVES)
     checks.check_finite("centers", centers)
@@ -147,6 +158,9 @@ def _(cost: Tensor) -> Tensor:
 
 def _allocation_cost(centers: Tensor, class_means: Tensor, objective: str) -> Tensor:
     """(K, K): cost of giving class c (row) the centre c' (column)."""
+    # Squares of float64 numbers can be none; no assignment changes where all are divided by one number.
+    largest = torch.stack((centers.abs().max(), class_means.abs().max())).max().clamp(min=1)
+    centers, class_means = centers / largest, class_means / largest
     products = class_means @ centers.T
     if objective == "cosine":
         return -products
@@ -252,11 +266,23 @@ class RunningClassMeans(nn.Module):
         normalize: bool = True,
     ) -> Tensor:
         """The means (K, d) that `update` would store."""
-        num_classes, dim = self.means.shape
-        pixels = pixel_shape("features", features)
+        dim = self.means.shape[1]
+        pixel_shape("features", features)
         if features.shape[1] != dim:
             raise ValueError(f"features must have dim {dim}, got shape {checks.shape_of(features)}")
         checks.check_same_device(features=features, means=self.means)
+        with without_autocast(features.device.type):
+            return self._blended_with(features, labels, mask, ignore_index, normalize)
+
+    def _blended_with(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        mask: Tensor | None,
+        ignore_index: int,
+        normalize: bool,
+    ) -> Tensor:
+        num_classes, pixels = self.means.shape[0], pixel_shape("features", features)
         values = label_values("labels", labels, pixels, ignore_index=ignore_index, mask=mask)
         batch = labelled_rows(
             "features", features.detach(), values.in_classes(num_classes), normalize=normalize

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from action_kernels.autocast import without_autocast
 from action_kernels.ops import checks
 from action_kernels.ops.declare import apply
 from action_kernels.ops.pairwise_lse import accumulation_dtype
@@ -34,7 +35,8 @@ def class_counts(labels: Tensor, num_classes: int) -> Tensor:
 
 def class_sums(rows: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """S_c = Σ_{y_i = c} φ_i, (K, d) in the dtype of sums."""
-    return _weighted_sums(rows, labels, None, num_classes)
+    sums: Tensor = apply(_ClassSums, rows, labels, num_classes)
+    return sums
 
 
 def own_class_products(
@@ -73,8 +75,32 @@ class _OwnClass:
         return found.where((self.labels >= 0).view(-1, *[1] * (values.dim() - 1)), 0)
 
 
+class _ClassSums(torch.autograd.Function):
+    """`class_sums`; a row's gradient is that of its class."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+        with without_autocast(rows.device.type):
+            return _weighted_sums(rows, labels, None, num_classes)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        rows, labels, _ = inputs
+        ctx.dtype = rows.dtype
+        ctx.save_for_backward(labels)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (labels,) = ctx.saved_tensors
+        return of_own_class(gradient.to(ctx.dtype), labels), None, None
+
+
 class _OwnClassProducts(torch.autograd.Function):
     """`own_class_products`, and S (K, d) for its backward pass; that reads the rows again, in two passes."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -103,6 +129,11 @@ class _OwnClassProducts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        with without_autocast(gradient.device.type):  # backward() may be called within autocast
+            return _OwnClassProducts._gradients(ctx, gradient)
+
+    @staticmethod
+    def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, labels, vectors, own_weight, sums = ctx.saved_tensors
         combined = _combined(vectors, own_weight, sums)
         # Σ_{y_j = c} g_j φ_j: the gradient of the vectors, and by S what others owe to a row
@@ -167,10 +198,12 @@ WHOLE = slice(None)
 def _chunks(rows: int, columns: int) -> Iterator[slice]:
     """Runs of so many rows that they hold `CHUNK_ELEMENTS` numbers at most; `WHOLE` where one run is all.
 
-    All in one while compiling, where loops are unrolled and passes fused.
+    All in one while compiling, where loops are unrolled and passes fused, and under functorch, where a loop would
+    be one over parts of all examples.
     """
     step = max(1, CHUNK_ELEMENTS // columns)
-    if torch.compiler.is_compiling() or rows <= step:
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if traced or rows <= step:
         yield WHOLE
         return
     for start in range(0, rows, step):

@@ -18,6 +18,9 @@ class FeatureTap:
     contrast, and whatever state it has, alone. The features are those that the network computed: in half
     precision under autocast, and with their gradient.
 
+    An in-place operation that follows the module, such as ``ReLU(inplace=True)``, changes what it returned:
+    then tap that one, or what comes before.
+
     Attach it before the first pass of a network that `torch.compile` compiled, which traces the hooks that
     it finds then. Not for several threads: under `torch.nn.DataParallel` tap a network of one device.
 

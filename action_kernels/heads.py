@@ -9,10 +9,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from action_kernels.autocast import without_autocast
+from action_kernels.autocast import autocast_is_on, without_autocast
 from action_kernels.distributed import processes_of
 from action_kernels.ops import checks, class_sums, sampled_features, scalars
 from action_kernels.ops.all_reduce_sum import all_reduce_sum
+from action_kernels.ops.pairwise_lse import accumulation_dtype
 
 _CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 _INTERPOLATION = {2: "bilinear", 3: "trilinear"}
@@ -79,6 +80,7 @@ class SampledHead(nn.Module):
             seen on the CPU only, and elsewhere counts as absent).
         """
         self._check(pyramid)
+        self._check_dtypes(pyramid)
         checks.check_tensor("index", index)
         flat = index.flatten()
         if checks.values_readable(flat):
@@ -152,6 +154,9 @@ class SampledHead(nn.Module):
         checks.check_mask("mask", mask, shape)
         checks.check_same_device(pyramid=pyramid[0], labels=labels, mask=mask)
         dtype, processes = self.projection.weight.dtype, processes_of(group)
+        wide = accumulation_dtype(
+            dtype
+        )  # a class may have more pixels, or a larger sum, than float16 has numbers
         with without_autocast(labels.device.type):
             chosen = labels.long() if mask is None else labels.long().where(mask, -1)
             classes = torch.arange(num_classes, device=labels.device)
@@ -160,19 +165,20 @@ class SampledHead(nn.Module):
                 [
                     class_sums(level.to(_with(level, dtype)), chosen, num_classes)
                     .flatten(1)
-                    .to(dtype)
-                    @ weight.flatten(1).T
+                    .to(wide)
+                    @ weight.flatten(1).to(wide).T
                     for level, weight in zip(pyramid, self._level_weights(), strict=True)
                 ]
             ).sum(0)
             counts, sums = all_reduce_sum(counts, processes), all_reduce_sum(sums, processes)
-            means = sums / counts.clamp(min=1)[:, None].to(dtype)
+            means = (sums / counts.clamp(min=1)[:, None].to(wide)).to(dtype)
             rows = F.linear(means, self.projection.weight.flatten(1), self.projection.bias)
             return rows.where((counts > 0)[:, None], 0), counts
 
     def dense(self, pyramid: Sequence[Tensor]) -> Tensor:
         """The whole map (B, dim, *size): the plain, expensive way."""
         self._check(pyramid)
+        self._check_dtypes(pyramid)
         size = pyramid[-1].shape[2:]
         mode = _INTERPOLATION[self.spatial_dims]
         upsampled = [
@@ -183,11 +189,22 @@ class SampledHead(nn.Module):
         ]
         return self.projection(self.neighbourhood(torch.cat(upsampled, 1)))
 
+    def _check_dtypes(self, pyramid: Sequence[Tensor]) -> None:
+        """Autocast brings maps and weights into one dtype; without it they must have one."""
+        weight = self.projection.weight
+        if not autocast_is_on(weight.device.type):
+            for position, level in enumerate(pyramid):
+                checks.check_same_dtype(weights=weight, **{f"pyramid[{position}]": level})
+
     def _level_weights(self) -> tuple[Tensor, ...]:
         """The 3×3(×3) convolution's weight, (dim, C_l, taps) for each level."""
         return self.neighbourhood.weight.flatten(2).split(self.channels, 1)
 
     def _check(self, pyramid: Sequence[Tensor]) -> None:
+        if not isinstance(pyramid, (list, tuple)):
+            raise TypeError(
+                f"pyramid must be a list of maps, coarse to fine, got {type(pyramid).__name__}"
+            )
         if len(pyramid) != len(self.channels):
             raise ValueError(
                 f"pyramid must have {len(self.channels)} levels, coarse to fine, got {len(pyramid)}"
@@ -196,6 +213,7 @@ class SampledHead(nn.Module):
         for position, (level, channels) in enumerate(zip(pyramid, self.channels, strict=True)):
             name = f"pyramid[{position}]"
             checks.check_floating(name, level)
+            checks.check_same_device(weights=self.projection.weight, **{name: level})
             if level.dim() != self.spatial_dims + 2 or level.shape[1] != channels:
                 raise ValueError(
                     f"{name} must have shape (batch, {channels}, *size) with {self.spatial_dims} "

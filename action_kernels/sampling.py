@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from action_kernels.labels import label_values
-from action_kernels.ops import checks, sample_pixels, scalars
+from action_kernels.ops import checks, prepare_rows, sample_pixels, scalars
 from action_kernels.pixels import pixel_shape
 
 __all__ = ["class_relation", "draw_negatives", "gather_pixels", "sample_pixels"]
@@ -113,7 +113,7 @@ def class_relation(
                 [0.2300, 0.7700, 0.0000]], dtype=torch.float64)
     """
     checks.check_matrix("prototypes", prototypes)
-    temperature = scalars.positive("temperature", temperature)
+    temperature = scalars.temperature("temperature", temperature)
     num_classes = prototypes.shape[0]
     checks.check_mask("present", present, (num_classes,))
     checks.check_same_device(prototypes=prototypes, present=present)
@@ -123,7 +123,7 @@ def class_relation(
         rows = rows.where(present[:, None], 0)
         allowed = allowed & present
     checks.check_finite("prototypes", rows)
-    rows = torch.nn.functional.normalize(rows, dim=1, eps=1e-12)
+    rows = prepare_rows(rows)
     similarity = (rows @ rows.T / temperature).masked_fill(~allowed, -torch.inf)
     return similarity.softmax(1).where(allowed.any(1, keepdim=True), 0)  # else −∞ alone gives NaN
 

@@ -58,7 +58,8 @@ class AnatomicalTemperature:
         """
         if isinstance(iteration, Tensor):
             iteration = iteration.item()
-        iteration = scalars.not_negative("iteration", iteration)  # type: ignore[assignment]  # also in between
+        given = scalars.not_negative("iteration", iteration)
+        iteration = int(given) if given == int(given) else given  # type: ignore[assignment]  # also in between
         return self.low + self._height(iteration) * (self.high - self.low)
 
     def _height(self, iteration: int) -> float:

@@ -43,6 +43,14 @@ def test_descent_reaches_the_simplex():
     torch.testing.assert_close(products, expected, atol=3e-2, rtol=0)
 
 
+@pytest.mark.parametrize("temperature", [0.05, 0.02, 0.01, 1e-4, 1e-30])
+@pytest.mark.parametrize("num_classes", [5, 6, 9])
+def test_low_temperatures_spread_centers_evenly(num_classes, temperature):
+    centers = class_centers(num_classes, 2, temperature=temperature)
+    nearest = (centers @ centers.T - 2 * torch.eye(num_classes)).max().acos().rad2deg()
+    assert nearest > 0.99 * 360 / num_classes
+
+
 def test_one_class():
     assert class_centers(1, 5).tolist() == [[1, 0, 0, 0, 0]]
 
@@ -73,6 +81,14 @@ def test_allocation_is_the_best_permutation():
         for order in itertools.permutations(range(5))
     }
     assert tuple(allocate_centers(centers, means).tolist()) == min(costs, key=costs.get)
+
+
+@pytest.mark.parametrize("objective", ["distance", "cosine"])
+@pytest.mark.parametrize("size", [1e-100, 1e-3, 1.0, 1e200])
+def test_allocation_of_vectors_of_any_size(objective, size):
+    centers = class_centers(4, 8).double()
+    found = allocate_centers(centers * size, centers[[2, 0, 3, 1]] * size, objective=objective)
+    assert found.tolist() == [2, 0, 3, 1]
 
 
 def test_allocation_of_many_classes():

@@ -46,6 +46,34 @@ def assert_same(ours, theirs, *inputs):
         assert relative_error(gradient, expected) < 1e-10
 
 
+@pytest.mark.parametrize("weight", [1e-300, 1e300])
+def test_weights_that_are_no_float32_numbers_are_refused(weight):
+    rows, labels = torch.eye(6, 8), torch.arange(6) % 3
+    weights = torch.full((6,), weight, dtype=torch.float64)
+    for wrong in ({"weight": weights[:3]}, {"sample_weight": weights}):
+        (name,) = wrong
+        with pytest.raises(
+            ValueError, match=rf"^{name} must be finite and ≥ 0, as torch.float32 too"
+        ):
+            supcon_loss(rows, labels, **wrong)
+        expected = supcon_loss(rows.double(), labels)
+        torch.testing.assert_close(supcon_loss(rows.double(), labels, **wrong), expected)
+
+
+@pytest.mark.parametrize("temperature", [1e-19, 1e-24, 1e-30])
+def test_a_gradient_of_a_tiny_temperature_is_no_nan(temperature):
+    """1/τ² is no float32 number there, while the loss and its gradient are exactly 0 (every row is alone) or finite."""
+    rows = torch.eye(6, 8)
+    tau = torch.tensor(temperature, requires_grad=True)
+    loss = supcon_loss(rows, torch.arange(6), temperature=tau)
+    (gradient,) = torch.autograd.grad(loss, tau)
+    assert (loss.item(), gradient.item()) == (0, 0)
+    tau = torch.tensor(temperature, dtype=torch.float64, requires_grad=True)
+    loss = supcon_loss(torch.randn(6, 4), torch.arange(6) % 2, temperature=tau)
+    (gradient,) = torch.autograd.grad(loss, tau)  # the loss is in proportion to 1/τ here
+    torch.testing.assert_close(gradient, -loss.double() / tau.detach(), rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("labels", [torch.arange(N) % 4, torch.arange(N) // 2, torch.arange(N) % 5])
 def test_supcon_is_its_formula(labels):
     features = rows(0)

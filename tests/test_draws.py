@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from scipy import stats
@@ -202,6 +204,26 @@ def test_the_relation_of_classes_is_its_formula():
         torch.testing.assert_close(relation[c, others], logits.softmax(0))
         assert relation[c].sum() == pytest.approx(1)
     assert (relation[:, 2] == 0).all()  # nothing is drawn from the absent class
+
+
+@pytest.mark.parametrize("size", [1e-9, 1e200])
+def test_the_relation_does_not_depend_on_the_size_of_prototypes(size):
+    prototypes = torch.randn(4, 5, dtype=torch.float64)
+    torch.testing.assert_close(class_relation(prototypes * size), class_relation(prototypes))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 5, 5), (2, 1, 4, 5, 5)])
+def test_labels_and_masks_may_have_a_channel(shape):
+    labels = torch.arange(math.prod(shape)).view(shape) % 3
+    mask, scores = labels.roll(1, -1) > 0, torch.randn(2, 3, *shape[2:])
+    found = [
+        sample_pixels(
+            scores, y, 6, num_classes=3, threshold=0.5, mask=m, generator=torch.Generator().manual_seed(0)
+        )
+        for y, m in ((labels, mask), (labels[:, 0], mask[:, 0]))
+    ]  # fmt: skip
+    assert (found[0][1] > 0).any()
+    torch.testing.assert_close(*found, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize(

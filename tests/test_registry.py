@@ -11,6 +11,7 @@ import torch
 from support import ELSEWHERE
 
 import action_kernels
+from action_kernels import use_backend
 from action_kernels.ops import registry
 
 
@@ -47,6 +48,22 @@ def test_as_function_and_in_a_with_statement():
     assert registry.requested_backend() == "reference"
     action_kernels.use_backend("auto")
     assert registry.requested_backend() is None
+
+
+def test_a_choice_is_used_again():
+    choice = use_backend("reference")
+    before = registry._forced
+    assert before == "reference"
+    with choice:
+        assert registry._forced == "reference"
+    assert registry._forced is None
+    for _ in range(2):
+        with choice:
+            assert registry._forced == "reference"
+            with use_backend("auto"), choice:
+                assert registry._forced == "reference"
+            assert registry._forced == "reference"
+        assert registry._forced is None
 
 
 def test_environment_variable(monkeypatch):

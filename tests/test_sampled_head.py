@@ -65,6 +65,35 @@ def test_prototypes_are_the_means_of_the_dense_map(name, dtype, bound):
         assert relative_error(mine, theirs) < bound
 
 
+@pytest.mark.parametrize("value", [1.0, 200.0])
+def test_prototypes_of_float16_weights_are_summed_in_float32(value):
+    """More pixels than float16 counts to; with 200 larger sums than it holds too."""
+    torch.manual_seed(0)
+    head = SampledHead((8,), 4, 2).half()
+    pyramid = [value * torch.rand(1, 8, 256, 256).half()]
+    labels = torch.arange(256).gt(250).long().expand(1, 256, 256)
+    means, counts = head.prototypes(pyramid, labels, num_classes=2)
+    dense = head.float().dense([pyramid[0].float()])[0].flatten(1).T
+    expected = torch.stack([dense[labels.flatten() == c].mean(0) for c in range(2)])
+    assert counts.tolist() == [256 * 251, 256 * 5]
+    torch.testing.assert_close(means.float(), expected, atol=2e-3 * value, rtol=5e-3)
+
+
+@pytest.mark.parametrize("call", ["at", "dense"])
+def test_maps_and_weights_of_different_dtypes_are_refused_by_name(call):
+    head, pyramid = make("2D, sizes that halve", torch.float32)
+    pyramid[1] = pyramid[1].detach().half()
+    run = head.dense if call == "dense" else lambda maps: head(maps, torch.tensor([0]))
+    with pytest.raises(
+        TypeError, match=r"pyramid\[1\] is torch.float16 but weights is torch.float32"
+    ):
+        run(pyramid)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert run(pyramid).isfinite().all()
+    with pytest.raises(TypeError, match="pyramid must be a list of maps"):
+        run(pyramid[0])
+
+
 def test_an_absent_pixel_is_a_zero_row_without_gradient():
     head, pyramid = make("2D, sizes that halve", torch.float64)
     rows = head(pyramid, torch.tensor([[3, -1], [-1, 5]]))

@@ -84,6 +84,7 @@ def test_compiles_whole():
         ({"text": torch.zeros(3, D + 1)}, f"text must have dim {D}"),
         ({"text": torch.zeros(3, D).double()}, "text is torch.float64 but image is torch.float32"),
         ({"bias": torch.zeros(3)}, "bias must be a number or a 0-d tensor, got shape"),
+        ({"bias": 1e39}, r"bias must be a torch\.float32 number, got 1e\+39"),
         ({"bias": float("nan")}, "bias must be finite, got nan"),
         ({"bias": "0"}, "bias must be a number or a 0-d tensor, got str"),
         ({"temperature": 0.0}, "temperature must be finite and > 0"),

@@ -1,4 +1,5 @@
-"""Tensors of a subclass, MONAI's MetaTensor among them: values and gradients are the plain tensors'."""
+"""Tensors of a subclass, MONAI's MetaTensor among them, and such as hold their numbers negated: values and gradients
+are the plain tensors'."""
 
 from __future__ import annotations
 
@@ -49,7 +50,24 @@ def batch(tensor: Tensor) -> Tensor:
     return result
 
 
-KINDS = {"minimal": minimal, "MetaTensor": metatensor, "batch of MetaTensor": batch}
+SUBCLASSES = {"minimal": minimal, "MetaTensor": metatensor, "batch of MetaTensor": batch}
+
+
+def negated(tensor: Tensor) -> Tensor:
+    """As `conj()` leaves an imaginary part: in memory its numbers have the other sign."""
+    return torch._neg_view(tensor.neg())
+
+
+def of_conjugate(tensor: Tensor) -> Tensor:
+    return torch.complex(torch.zeros_like(tensor), -tensor).conj().imag
+
+
+# Of features and of labels.
+KINDS = {
+    **{name: (kind, kind) for name, kind in SUBCLASSES.items()},
+    "negated": (negated, negated),
+    "of a conjugate": (of_conjugate, lambda labels: labels),
+}
 LABELS = torch.arange(32).view(2, 4, 4) % 3
 N = torch.arange(6) % 3
 CENTERS = unit_rows(3, 5, dtype=torch.float32)
@@ -123,9 +141,9 @@ def test_values_and_gradients_are_the_plain_tensors(name, kind):
     shape, labels, function = CALLS[name]
     features = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     results = []
-    for wrap in (lambda tensor: tensor, KINDS[kind]):
+    for wrap, wrap_labels in ((torch.as_tensor, torch.as_tensor), KINDS[kind]):
         leaf = features.clone().requires_grad_()
-        values = function(wrap(leaf), wrap(labels))
+        values = function(wrap(leaf), wrap_labels(labels))
         weights = torch.linspace(0.5, 2, values.numel()).view(values.shape)
         (values * weights).sum().backward()
         assert leaf.grad.any()
@@ -142,5 +160,5 @@ def test_a_parameter_counts_as_plain():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_labels_of_a_subclass_are_resized(kind):
-    resized = resize_labels(KINDS[kind](LABELS), (2, 2))
+    resized = resize_labels(KINDS[kind][1](LABELS), (2, 2))
     assert torch.equal(resized.as_subclass(Tensor), resize_labels(LABELS, (2, 2)))

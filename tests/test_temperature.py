@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
+import torch
 
 from action_kernels import AnatomicalTemperature
 
@@ -32,6 +36,14 @@ def test_other_schedules():
     assert values("fixed") == pytest.approx([0.2] * 5)
     assert values("step") == pytest.approx([0.6, 0.6, 0.6, 0.2, 0.2])
     assert values("oscillating") == pytest.approx([0.6, 0.4, 0.208, 0.2, 0.4])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "fixed", "step", "random", "oscillating"])
+def test_an_iteration_is_the_same_in_every_type(schedule):
+    temperature = AnatomicalTemperature(100, schedule=schedule)
+    assert len({temperature(t) for t in (5, 5.0, np.int64(5), torch.tensor(5))}) == 1
+    with pytest.raises(ValueError, match="iteration must be finite and ≥ 0, got nan"):
+        temperature(math.nan)
 
 
 def test_random_is_spread_and_repeatable():

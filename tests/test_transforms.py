@@ -7,18 +7,27 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
-from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from action_kernels import (
+    anatomical_contrast_loss,
+    clip_loss,
     indexed_lse,
+    info_nce_loss,
     labelled_lse,
+    multi_positive_nt_xent_loss,
+    nt_xent_loss,
     pairwise_lse,
     pairwise_softplus,
     prepare_rows,
+    relational_loss,
+    saacl_loss,
     sample_pixels,
     sampled_features,
+    siglip_loss,
+    supcon_loss,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
@@ -58,13 +67,52 @@ OPS = {
     ),
     "pairwise_softplus": (softplus, (5, 3)),
 }
+# And each loss, of which the ops are parts.
+LOSSES = {
+    "supcon_loss": (lambda a: supcon_loss(a, labels()), (5, 3)),
+    "supcon_loss with keys": (
+        lambda a: supcon_loss(a[:2], labels()[:2], keys=a[2:], key_labels=labels()[1:4]),
+        (5, 3),
+    ),
+    "supcon_loss, many classes": (lambda a: supcon_loss(a, labels(), num_classes=99), (5, 3)),
+    "multi_positive_nt_xent_loss": (lambda a: multi_positive_nt_xent_loss(a, labels()), (5, 3)),
+    "saacl_loss": (lambda a: saacl_loss(a, labels(), torch.eye(3)), (5, 3)),
+    "saacl_loss of centers": (
+        lambda a: saacl_loss(torch.ones(5, 3) / 2, labels(), a, reduction="none"),
+        (3, 3),
+    ),
+    "saacl_loss with a queue": (
+        lambda a: saacl_loss(
+            a, labels(), torch.eye(3), keys=torch.ones(5, 3), key_labels=labels(), paired_keys=a / 2
+        ),
+        (5, 3),
+    ),
+    "info_nce_loss": (lambda a: info_nce_loss(a, a.flip(1), bank=torch.eye(3)), (5, 3)),
+    "nt_xent_loss": (lambda a: nt_xent_loss(a, a.flip(1)), (5, 3)),
+    "clip_loss": (lambda a: clip_loss(a, a.flip(1)), (5, 3)),
+    "siglip_loss": (lambda a: siglip_loss(a, a.flip(1), bias=-1.0), (5, 3)),
+    "relational_loss": (
+        lambda a: relational_loss(
+            a, a.flip(1), torch.eye(3), student_temperature=0.5, teacher_temperature=0.2
+        ),
+        (5, 3),
+    ),
+    "anatomical_contrast_loss": (
+        lambda a: anatomical_contrast_loss(
+            a, torch.eye(3)[:2], torch.ones(5, 3) / 2, torch.arange(4).view(2, 2)
+        ),
+        (2, 4, 3),
+    ),
+}
+FUNCTIONS = {**OPS, **LOSSES}
 LINEAR = ("sampled_features",)  # its second derivatives are 0
 each_op = pytest.mark.parametrize("name", OPS)
+each = pytest.mark.parametrize("name", FUNCTIONS)
 
 
 def case(name: str):
     """A scalar function, where it is taken, and its value and gradient there by plain autograd."""
-    op, shape = OPS[name]
+    op, shape = FUNCTIONS[name]
     point = torch.rand(shape, generator=torch.Generator().manual_seed(1)) + 0.1
 
     def weighted(x: Tensor) -> Tensor:
@@ -78,17 +126,35 @@ def case(name: str):
     return weighted, point, value.detach(), gradient
 
 
-@each_op
+@each
 def test_reverse_mode(name):
     function, point, _, gradient = case(name)
     torch.testing.assert_close(grad(function)(point), gradient)
     torch.testing.assert_close(jacrev(function)(point), gradient)
     two = torch.stack((point, point * 1.1))
-    each = torch.stack([grad(function)(x) for x in two])
-    torch.testing.assert_close(vmap(grad(function))(two), each)
+    of_each = torch.stack([grad(function)(x) for x in two])
+    torch.testing.assert_close(vmap(grad(function))(two), of_each)
 
 
-@each_op
+@each
+def test_gradients_taken_after_the_transform_or_many_at_once(name):
+    """Of `vjp` the pullback runs when the transform has ended, and batched gradients are no functorch."""
+    op, _ = FUNCTIONS[name]
+    function, point, _, gradient = case(name)
+    _, pullback = vjp(function, point)
+    torch.testing.assert_close(pullback(torch.ones(()))[0], gradient)
+    leaf = point.clone().requires_grad_()
+    (many,) = torch.autograd.grad(
+        function(leaf), leaf, torch.tensor([1.0, -2.0]), is_grads_batched=True
+    )
+    torch.testing.assert_close(many, torch.stack((gradient, -2 * gradient)))
+    by_row = torch.autograd.functional.jacobian(op, point)
+    at_once = torch.autograd.functional.jacobian(op, point, vectorize=True)
+    assert by_row.any()
+    torch.testing.assert_close(at_once, by_row)
+
+
+@each
 def test_vmap(name):
     function, point, value, _ = case(name)
     two = torch.stack((point, point * 1.1))

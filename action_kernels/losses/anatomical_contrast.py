@@ -83,7 +83,8 @@ def anatomical_contrast_loss(
     checks.check_finite("bank", bank_rows)
     scale = logit_scale("temperature", temperature, rows)
     by_class = rows.view(num_classes, per_class, rows.shape[1])
-    positive = (by_class @ positive_rows[:, :, None]).squeeze(2) * scale
+    # no matrix product: autocast would round its gradient where backward() is called within
+    positive = (by_class * positive_rows[:, None]).sum(2) * scale
     lse = indexed_lse(rows, bank_rows, index, scale=scale)
     loss = softplus(lse.view_as(positive) - positive).where(counted, 0)
     weights = counted.to(dtype)

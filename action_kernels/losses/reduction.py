@@ -94,14 +94,16 @@ def sample_weights(
 
 
 def checked_weights(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Finite and ≥ 0, in `dtype`; NaN where one is not and may not be looked at."""
+    """Finite and ≥ 0, in `dtype` too; NaN where one is not and may not be looked at."""
     checks.check_floating(name, weight)
-    fits = (weight >= 0) & weight.isfinite()
+    taken = weight.to(dtype)
+    fits = (weight >= 0) & taken.isfinite() & ((taken > 0) == (weight > 0))
     if not checks.values_readable(weight):
-        return weight.to(dtype).masked_fill(~fits, torch.nan)
+        return taken.masked_fill(~fits, torch.nan)
     if not bool(fits.all()):
-        raise ValueError(f"{name} must be finite and ≥ 0, found {float(weight[~fits][0])}")
-    return weight.to(dtype)
+        found = float(weight[~fits][0])
+        raise ValueError(f"{name} must be finite and ≥ 0, as {dtype} too, found {found}")
+    return taken
 
 
 def _check_device(name: str, weight: Tensor, like: Tensor) -> None:

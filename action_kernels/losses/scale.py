@@ -7,8 +7,7 @@ from torch import Tensor
 
 from action_kernels.ops import checks, scalars
 from action_kernels.ops.pairwise_lse import accumulation_dtype
-
-LOWEST, HIGHEST = 1e-30, 1e30  # between them 1/τ, logits and their sums are finite float32
+from action_kernels.ops.scalars import HIGHEST, LOWEST
 
 
 def logit_scale(name: str, temperature: float | Tensor, like: Tensor) -> float | Tensor:
@@ -21,10 +20,11 @@ def logit_scale(name: str, temperature: float | Tensor, like: Tensor) -> float |
     temperature = checked_temperature(name, temperature)
     if not isinstance(temperature, Tensor):
         return 1.0 / temperature
-    tau = temperature.reshape(()).to(like.device, accumulation_dtype(like.dtype))
+    # float64, as 1/τ², which the backward pass multiplies with, may be no float32 number where the gradient is one
+    tau = temperature.reshape(()).to(like.device, torch.float64)
     if not checks.values_readable(temperature):
         tau = tau.where((tau >= LOWEST) & (tau <= HIGHEST), torch.nan)
-    return tau.reciprocal()
+    return tau.reciprocal().to(accumulation_dtype(like.dtype))
 
 
 def checked_temperature(name: str, temperature: object) -> float | Tensor:
@@ -36,13 +36,6 @@ def checked_temperature(name: str, temperature: object) -> float | Tensor:
                 f"{name} must be a number or a 0-d tensor, got shape {checks.shape_of(temperature)}"
             )
         if checks.values_readable(temperature):
-            _number(name, float(temperature.detach()))
+            scalars.temperature(name, float(temperature.detach()))
         return temperature
-    return _number(name, temperature)
-
-
-def _number(name: str, temperature: object) -> float:
-    given = scalars.positive(name, temperature)
-    if not LOWEST <= given <= HIGHEST:
-        raise ValueError(f"{name} must be in [{LOWEST}, {HIGHEST}], got {given}")
-    return given
+    return scalars.temperature(name, temperature)

@@ -92,4 +92,6 @@ def _logit_bias(bias: float | Tensor, like: Tensor) -> Tensor:
         checks.check_finite("bias", bias)
         return bias.reshape(()).to(like.device, dtype)
     number = scalars.finite("bias", bias, "a number or a 0-d tensor")
+    if abs(number) > torch.finfo(dtype).max:
+        raise ValueError(f"bias must be a {dtype} number, got {number}")
     return torch.full((), number, dtype=dtype, device=like.device)

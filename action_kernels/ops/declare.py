@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -159,9 +160,28 @@ def is_eager(*arguments: Any) -> bool:
         kind = type(value)
         if kind not in _EAGER and isinstance(value, Tensor):
             return False
-        if kind in _PLAIN and value.is_meta:
+        if kind in _PLAIN and torch._C._dispatch_keys(value).raw_repr() & ~_MEMORY_KEYS:
             return False
     return True
+
+
+def _memory_keys() -> int:
+    """Dispatch keys of tensors whose numbers lie in memory as they are: those of others say that the numbers are
+    negated, zero or nowhere (meta), or that the tensor wraps another (vmap, a transform that has ended)."""
+    names = (
+        "CPU",
+        "CUDA",
+        "AutogradCPU",
+        "AutogradCUDA",
+        "AutocastCPU",
+        "AutocastCUDA",
+        "ADInplaceOrView",
+    )
+    keys = (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name)) for name in names)
+    return functools.reduce(operator.or_, (key.raw_repr() for key in keys))
+
+
+_MEMORY_KEYS = _memory_keys()
 
 
 def _one_requires_grad(*arguments: Any) -> bool:

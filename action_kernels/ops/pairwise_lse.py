@@ -217,7 +217,7 @@ class _Differentiable(torch.autograd.Function):
     def backward(ctx: Any, grad_lse: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         call, (lse, kept) = saved(ctx, PairwiseCall)
         needs = Needs.of(ctx)
-        if not torch.is_grad_enabled() and declare.is_eager(grad_lse, call.anchors):
+        if not torch.is_grad_enabled() and declare.is_eager(grad_lse, *call):
             gradients = _run_backward(call, grad_lse, lse, needs, kept)
         else:
             gradients = _backward(call, grad_lse, lse, needs)

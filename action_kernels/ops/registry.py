@@ -187,19 +187,28 @@ class use_backend:  # lower case: a function that also serves in a `with` statem
 
     def __init__(self, name: str) -> None:
         global _forced
-        self._previous = _forced
+        self._before = [
+            _forced
+        ]  # what each `with` statement that is open, or the first, goes back to
         if name != "auto":
-            if name not in _backends:
+            if name not in tuple(_backends):
                 _refuse_unknown(name, "backend")
             _check_usable(name)
-        _forced = None if name == "auto" else name
+        self._chosen = None if name == "auto" else name
+        _forced = self._chosen
+        self._entered = False
 
     def __enter__(self) -> use_backend:
+        global _forced
+        if self._entered:  # not for the first time
+            self._before.append(_forced)
+            _forced = self._chosen
+        self._entered = True
         return self
 
     def __exit__(self, *_: object) -> None:
         global _forced
-        _forced = self._previous
+        _forced = self._before.pop()
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def sample_pixels(
         scores: (B, K, *spatial) logits, or probabilities if `from_logits` is False; float16, bfloat16,
             float32 or float64. May be None without a threshold. A NaN among a pixel's logits, or as its
             own-class probability, makes it no candidate. No gradient passes.
-        labels: (B, *spatial), integers of any dtype, or bool. A pixel whose label is not in 0 … K − 1 is never a candidate.
+        labels: (B, *spatial) or (B, 1, *spatial), integers of any dtype, or bool. A pixel whose label is not in 0 … K − 1 is never a candidate.
         num_samples: Q ≥ 0, draws per class.
         num_classes: K.
         threshold: in (0, 1], or None for all pixels of a class.
@@ -76,6 +76,8 @@ def sample_pixels(
         )
     from_logits, generator = scalars.flag("from_logits", from_logits), scalars.generator(generator)
     checks.check_mask("mask", mask, labels.shape)
+    if isinstance(scores, Tensor) and labels.dim() == scores.dim() and labels.shape[1] == 1:
+        labels, mask = labels.squeeze(1), None if mask is None else mask.squeeze(1)
     if threshold is not None:
         threshold = _checked_threshold(threshold, scores, labels, num_classes)
     checks.check_same_device(labels=labels, mask=mask)

@@ -44,6 +44,17 @@ def positive(name: str, value: object) -> float:
     return given
 
 
+LOWEST, HIGHEST = 1e-30, 1e30  # of a temperature τ: 1/τ, logits and their sums are finite float32
+
+
+def temperature(name: str, value: object) -> float:
+    """A number in [1e-30, 1e30]."""
+    given = positive(name, value)
+    if not LOWEST <= given <= HIGHEST:
+        raise ValueError(f"{name} must be in [{LOWEST}, {HIGHEST}], got {given}")
+    return given
+
+
 def not_negative(name: str, value: object) -> float:
     """A finite number ≥ 0."""
     given = number(name, value)
