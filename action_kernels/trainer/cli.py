@@ -17,7 +17,9 @@ from .configuration import (
     add_arguments,
     argument,
     given_options,
+    not_empty,
     options,
+    path,
 )
 from .errors import FirstFailed, TrainerError
 from .presets import PRESETS, preset
@@ -50,7 +52,7 @@ def _add_train(subparsers: Any) -> None:
         "--preset", choices=sorted(PRESETS), help="where the configuration starts from"
     )
     train.add_argument(
-        "--output", type=Path, help="folder for everything the run leaves (default: runs/PRESET)"
+        "--output", type=path, help="folder for everything the run leaves (default: runs/PRESET)"
     )
     train.add_argument(
         "--resume",
@@ -68,8 +70,10 @@ def _add_evaluate(subparsers: Any) -> None:
         description="Evaluate a checkpoint of a run: metrics, predictions as NIfTI, a picture per case.",
         epilog="example: action-kernels evaluate runs/demo --list test",
     )
-    evaluate.add_argument("folder", type=Path, metavar="RUN", help="the output folder of 'train'")
-    evaluate.add_argument("--data", help="where the data is now (default: where the run found it)")
+    evaluate.add_argument("folder", type=path, metavar="RUN", help="the output folder of 'train'")
+    evaluate.add_argument(
+        "--data", type=not_empty, help="where the data is now (default: where the run found it)"
+    )
     evaluate.add_argument(
         "--list", choices=("test", "val"), default="test", help="which patients (default: test)"
     )
@@ -80,11 +84,17 @@ def _add_evaluate(subparsers: Any) -> None:
         help="the last one, as the paper does, or the best on the validation list (default: last)",
     )
     evaluate.add_argument(
-        "--output", type=Path, help="folder for the results (default: RUN/LIST, RUN/LIST-best)"
+        "--output", type=path, help="folder for the results (default: RUN/LIST, RUN/LIST-best)"
     )
-    evaluate.add_argument("--device", help="'auto', 'cpu', 'cuda' … (default: that of the run)")
+    _add_device(evaluate)
     _add_inference(evaluate)
     evaluate.set_defaults(run=run_evaluate)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", type=not_empty, help="'auto', 'cpu', 'cuda' … (default: that of the run)"
+    )
 
 
 def _add_inference(parser: argparse.ArgumentParser) -> None:
@@ -102,13 +112,13 @@ def _add_predict(subparsers: Any) -> None:
         epilog="example: action-kernels predict -i scans -o segmentations --run runs/acdc-10",
     )
     predict.add_argument(
-        "-i", "--input", type=Path, required=True, help="an image (NIfTI, NRRD, HDF5), or a folder"
+        "-i", "--input", type=path, required=True, help="an image (NIfTI, NRRD, HDF5), or a folder"
     )
     predict.add_argument(
-        "-o", "--output", type=Path, required=True, help="folder for the label maps (<case>.nii.gz)"
+        "-o", "--output", type=path, required=True, help="folder for the label maps (<case>.nii.gz)"
     )
     predict.add_argument(
-        "--run", dest="folder", type=Path, required=True, help="the output folder of 'train'"
+        "--run", dest="folder", type=path, required=True, help="the output folder of 'train'"
     )
     predict.add_argument(
         "--checkpoint",
@@ -127,7 +137,7 @@ def _add_predict(subparsers: Any) -> None:
         metavar="N",
         help="processes that read and write, 0 for none (default: 2)",
     )
-    predict.add_argument("--device", help="'auto', 'cpu', 'cuda' … (default: that of the run)")
+    _add_device(predict)
     _add_inference(predict)
     predict.set_defaults(run=run_predict)
 
@@ -139,7 +149,7 @@ def _add_verify(subparsers: Any) -> None:
         description="Read every image and label of a data folder, as training would, and name all that is wrong.",
         epilog="example: action-kernels verify ACDC; exit status 0: nothing is wrong, 1: something is",
     )
-    verify.add_argument("data", metavar="DATA", help="a folder of images")
+    verify.add_argument("data", type=not_empty, metavar="DATA", help="a folder of images")
     verify.add_argument(
         "--allow-missing",
         action="store_true",

@@ -460,15 +460,15 @@ def converted(option: Option, value: Any) -> Any:
         _require(option.name, value, 0 < len(value) <= 256, f"one or several {noun}")
         for entry in value:
             if get_args(kind)[0] is str:
-                _require(option.name, entry, isinstance(entry, str), "names")
+                _require(option.name, entry, isinstance(entry, str) and entry != "", "names")
             else:
                 _check_number(option, entry, get_args(kind)[0])
         return value
     if kind in (int, float):
         _check_number(option, value, kind)
         return kind(value)
-    accepted = "true or false" if kind is bool else "text"
-    _require(option.name, value, isinstance(value, kind), accepted)
+    accepted = "true or false" if kind is bool else "text that is not empty"
+    _require(option.name, value, isinstance(value, kind) and value != "", accepted)
     return value
 
 
@@ -508,6 +508,7 @@ def _without_none(kind: Any) -> tuple[Any, bool]:
 def _require(name: str, value: Any, holds: bool, accepted: str) -> None:
     if not holds:
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        shown = "''" if shown == "" else shown
         raise TrainerError(f"{name}: {shown} was given, {accepted} is accepted")
 
 
@@ -534,6 +535,20 @@ def argument(option: Option) -> dict[str, Any]:
         entry = get_args(kind)[0]
         return {**wanted, "type": entry, "nargs": "+", "metavar": "NAME" if entry is str else "N"}
     return {**wanted, "type": kind, "metavar": kind.__name__.upper()}
+
+
+def not_empty(text: str) -> str:
+    """A text argument; an empty one, such as a shell's unset variable leaves, would mean the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError(
+            "nothing was given; leave the option out, or name something"
+        )
+    return text
+
+
+def path(text: str) -> Path:
+    """A file or folder."""
+    return Path(not_empty(text))
 
 
 def given_options(namespace: argparse.Namespace) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 
@@ -125,6 +126,64 @@ def test_errors_are_one_sentence(words, message, capsys, tmp_path, monkeypatch):
     assert "Traceback" not in error
     assert error.startswith("action-kernels: ")
     assert not (tmp_path / "runs").exists()  # a run that did not start leaves nothing
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--output", ""],
+        ["train", "--data", ""],
+        ["train", "--init-from", ""],
+        ["evaluate", ""],
+        ["evaluate", "run", "--data", ""],
+        ["evaluate", "run", "--device", ""],
+        ["predict", "-i", "", "-o", "out", "--run", "run"],
+        ["predict", "-i", "in", "-o", "", "--run", "run"],
+        ["verify", ""],
+        ["reproduce", "table1", "--data", ""],
+    ],
+)
+def test_an_unset_variable_of_the_shell_is_not_the_working_directory(
+    words, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = main(words)
+    except SystemExit as end:  # of argparse
+        status = end.code
+    assert status == 2
+    assert re.search("nothing was given|'' was given", capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("../there:make", "TypeError: the 'package' argument is required"),
+        ("broken:make", "SyntaxError"),
+        ("failing:make", "ZeroDivisionError: division by zero"),
+        ("missing:make", "No module named 'missing'"),
+    ],
+)
+def test_a_module_that_cannot_be_imported(name, reason, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.py").write_text("def make(:\n")
+    (tmp_path / "failing.py").write_text("1 / 0\n")
+    assert main(["train", "--preset", "demo", "--network", name, "--output", "run"]) == 2
+    error = capsys.readouterr().err
+    assert f"--network: {name!r} cannot be loaded: {reason}" in error
+    assert "Traceback" not in error
+
+
+def test_a_training_run_warns_of_nothing(tmp_path):
+    words = ["train", "--preset", "demo", "--output", str(tmp_path / "run"), "--no-pictures"]
+    lengths = ["--max-iterations", "2", "--pretrain-iterations", "2", "--num-workers", "0"]
+    command = [sys.executable, "-B", "-m", "action_kernels", *words, *lengths]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0
+    assert "Warning" not in done.stderr
 
 
 def test_missing_extra_says_what_to_install(tmp_path):

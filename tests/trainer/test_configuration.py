@@ -43,6 +43,8 @@ NUMBERS = [
         ("teacher_momentum", 1.0, "--teacher-momentum: 1.0 was given, .* at least 0 and below 1"),
         ("deterministic", "yes", "--deterministic: yes was given, true or false"),
         ("data", 3, "--data: 3 was given, text"),
+        ("data", "", "--data: '' was given, text that is not empty is accepted"),
+        ("init_from", "", "--init-from: '' was given, text that is not empty is accepted"),
     ],
 )
 def test_bad_values_name_the_option(key, value, message):

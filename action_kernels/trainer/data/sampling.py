@@ -118,7 +118,9 @@ class TrainingImages(Dataset[Item]):
         image = resize(image, self.patch, self.config.interpolation)
         if label is None:
             return torch.from_numpy(image), None
-        return torch.from_numpy(image), torch.from_numpy(resize(target, self.patch)).long()
+        return torch.from_numpy(image), torch.from_numpy(
+            resize(target, self.patch).astype(np.int64)
+        )
 
     def _turned(
         self, image: np.ndarray, target: np.ndarray, rng: np.random.Generator

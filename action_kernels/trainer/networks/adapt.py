@@ -115,6 +115,10 @@ def load_network(name: str, *, spatial_dims: int, in_channels: int, num_classes:
                 factory = getattr(factory, part)
         except (ImportError, AttributeError) as error:
             raise TrainerError(f"--network: {name!r} cannot be loaded: {error}") from error
+        except Exception as error:  # the module is the user's: it may do anything
+            raise TrainerError(
+                f"--network: {name!r} cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
     if not callable(factory):
         raise TrainerError(f"--network: {name!r} is no function or class, but {factory!r}")
     try:

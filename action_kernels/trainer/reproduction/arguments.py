@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..configuration import not_empty, path
 from .tables import SETTINGS, TABLES
 
 SEEDS = (0, 1, 2)
@@ -32,12 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         nargs="+",
         required=True,
+        type=not_empty,
         metavar="DIR",
         help="folders of ACDC and of LA; 'phantom' stands in for what is not given",
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=path,
         default=OUTPUT,
         help=f"folder for runs and tables (default: {OUTPUT})",
     )
